@@ -1,0 +1,67 @@
+"""The log, reached by URL: ``kafka://host:port[,host:port]``, ``sqlite:///file``, ``memory://``.
+
+``port`` says what choreo needs of a broker; ``kafka``, ``sqlite`` and ``memory`` are the adapters, imported here
+alone and only when their URL asks for them; ``topics`` names the topics of a contract; ``offsets`` keeps track of
+what is finished.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from choreo.broker.port import (
+    Appended,
+    Broker,
+    Committed,
+    Consumer,
+    Headers,
+    Message,
+    Producer,
+    Reader,
+    TopicPartition,
+    TopicSpec,
+)
+from choreo.errors import ConfigurationError
+
+__all__ = [
+    "Appended",
+    "Broker",
+    "Committed",
+    "Consumer",
+    "Headers",
+    "Message",
+    "Producer",
+    "Reader",
+    "TopicPartition",
+    "TopicSpec",
+    "open_broker",
+]
+
+
+async def open_broker(url: str) -> Broker:
+    """The broker that ``url`` names.
+
+    ``kafka://host:9092,other:9092`` is Apache Kafka; ``sqlite:///relative.db`` and ``sqlite:////absolute.db`` the
+    embedded broker, a file that several processes of one machine share; ``memory://name`` lives in this process,
+    one for each name and event loop.
+
+    Raises:
+        ConfigurationError: the URL has no known scheme, or lacks a part.
+        BrokerUnavailable: nothing answers there.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme == "kafka":
+        from choreo.broker.kafka import KafkaBroker
+
+        return await KafkaBroker.open(url)
+    if scheme == "sqlite":
+        from choreo.broker.sqlite import SqliteBroker
+
+        return await SqliteBroker.open(url)
+    if scheme == "memory":
+        from choreo.broker.memory import MemoryBroker
+
+        return await MemoryBroker.open(url)
+    raise ConfigurationError(
+        f"broker URL {url!r} has no known scheme; use kafka://host:9092, sqlite:///path/to/file.db or memory://name"
+    )

@@ -1,0 +1,71 @@
+"""Policies as data: how long, how often, how far apart."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Literal
+
+import msgspec
+
+Duration = str | float | timedelta
+"""``"30s"``, ``"1h30m"``, ``"250ms"``; a number of seconds; or a ``timedelta``."""
+
+CompensateOnFailure = Literal["if_unknown", "always", "never"]
+"""Whether the failing step's own compensation runs.
+
+``if_unknown``: after a crash or a timeout, when nobody knows whether there is an effect; not after a definite failure.
+``always``: first of all, also after a definite failure (as Sage does). ``never``: not at all (as PhoenixMicro does).
+"""
+
+_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+
+
+def duration_ms(value: Duration) -> int:
+    """The duration in whole milliseconds.
+
+    Raises:
+        ValueError: the text is not a sum of numbers with a unit of ms, s, m, h or d, or the duration is not positive.
+    """
+    if isinstance(value, timedelta):
+        milliseconds = value / timedelta(milliseconds=1)
+    elif isinstance(value, str):
+        if not re.fullmatch(rf"(?:{_DURATION.pattern})+", value):
+            raise ValueError(f"duration {value!r} is not like '30s', '1h30m' or '250ms'")
+        milliseconds = sum(float(number) * _UNITS_MS[unit] for number, unit in _DURATION.findall(value))
+    else:
+        milliseconds = value * 1_000
+    if not 0 < milliseconds < 2**53:
+        raise ValueError(f"duration {value!r} is not positive and finite")
+    return max(1, round(milliseconds))
+
+
+def duration_text(milliseconds: int) -> str:
+    """The shortest of the texts that ``duration_ms`` reads: 90000 is ``1m30s``."""
+    parts = []
+    for unit in ("d", "h", "m", "s", "ms"):
+        count, milliseconds = divmod(milliseconds, _UNITS_MS[unit])
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"
+
+
+class Retries(msgspec.Struct, frozen=True):
+    """Attempts of a handler beyond the first, with exponential backoff.
+
+    Before retry n (1, 2, …) the worker waits ``min(backoff_ms_max, backoff_ms_base * 2**(n - 1))`` milliseconds, or with
+    ``jitter`` a uniform draw between zero and that ("full jitter", Brooker, AWS Architecture Blog, 2015).
+
+    Attributes:
+        limit: extra attempts; 0 is one attempt in all.
+    """
+
+    limit: int = 0
+    backoff_ms_base: int = 100
+    backoff_ms_max: int = 5_000
+    jitter: bool = True
+
+    def backoff_ms(self, retry: int) -> int:
+        """The longest wait before the given retry, counted from 1. Saturates instead of overflowing."""
+        return min(self.backoff_ms_max, self.backoff_ms_base << min(retry - 1, 62))

@@ -1,0 +1,56 @@
+"""A contract drawn for people: text for a terminal, Mermaid for a page."""
+
+from __future__ import annotations
+
+from choreo.contract.policy import duration_text
+from choreo.contract.saga import Saga, StepSpec
+
+
+def text(saga: Saga) -> str:
+    """A line for each step: ``->`` forward, what it waits for, ``<-`` back, and its limits."""
+    lines = [
+        f"saga {saga.name} v{saga.version}  [{saga.content_hash[:12]}]",
+        f"deadline {duration_text(saga.deadline_ms)}, own compensation of a failed step: {saga.compensate_on_failure}",
+    ]
+    if saga.description:
+        lines.insert(1, saga.description)
+    width = max(len(step.name) for step in saga.steps)
+    back_width = max(len(step.compensation or "nothing to undo") for step in saga.steps)
+    for step in saga.steps:
+        forward = f"{'  ' * saga.graph.depth[step.name]}-> {step.name}"
+        indent = width + 3 + 2 * max(saga.graph.depth.values())
+        back = f"<- {step.compensation or 'nothing to undo'}"
+        lines.append(f"  {forward:<{indent}}  {back:<{back_width + 3}}  {_limits(step)}{_waits(saga, step)}".rstrip())
+    return "\n".join(lines)
+
+
+def mermaid(saga: Saga) -> str:
+    """A flowchart: solid arrows forward, dotted arrows to the compensations."""
+    lines = ["flowchart LR", "    started((start))"]
+    for step in saga.steps:
+        lines.append(f"    {step.name}[{step.name}]")
+        lines += [f"    {other} --> {step.name}" for other in (step.after or ("started",))]
+        if step.compensation is not None:
+            lines.append(f"    {step.name} -.undo.-> {step.name}__undo([{step.compensation}])")
+    last = [step.name for step in saga.steps if not saga.graph.after[step.name]]
+    lines.append("    completed((end))")
+    lines += [f"    {name} --> completed" for name in last]
+    return "\n".join(lines)
+
+
+def _limits(step: StepSpec) -> str:
+    limits = [f"timeout {duration_text(step.timeout_ms)}"]
+    if step.deadline_ms is not None:
+        limits.append(f"deadline {duration_text(step.deadline_ms)}")
+    if step.retries.limit:
+        limits.append(f"{step.retries.limit} retries")
+    return ", ".join(limits)
+
+
+def _waits(saga: Saga, step: StepSpec) -> str:
+    position = saga.steps.index(step)
+    previous = saga.steps[position - 1].name if position else None
+    usual = (previous,) if previous else ()
+    if step.after == usual:
+        return ""
+    return f"  (after {', '.join(step.after)})" if step.after else "  (starts at once)"

@@ -1,0 +1,230 @@
+"""A saga is a value that reads in the order in which it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import msgspec
+
+from choreo.contract.graph import Graph
+from choreo.contract.policy import CompensateOnFailure, Duration, Retries, duration_ms
+from choreo.errors import DefinitionError
+
+_DAY_MS = 86_400_000
+
+
+class StepSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of a saga, all defaults filled in. Made by ``Step``.
+
+    Attributes:
+        after: the steps whose effects this one builds on; empty for a step that starts with the saga.
+        compensation: the name of what undoes the step; ``None`` if nothing has to be undone.
+        timeout_ms: bound of one attempt, enforced by the worker.
+        deadline_ms: bound from the append of the trigger to the append of the outcome, outages and retries
+            included; ``None`` for the saga's own deadline alone.
+        retries: further attempts of the handler after an unexpected exception or a timeout.
+        compensation_retries: further attempts of the compensation, then the saga is stuck.
+        compensation_deadline_ms: bound from the append of ``Compensate`` to the append of the answer.
+        compensate_on_failure: whether this step's own compensation runs when it is the one that fails.
+    """
+
+    name: str
+    after: tuple[str, ...]
+    compensation: str | None
+    timeout_ms: int
+    deadline_ms: int | None
+    retries: Retries
+    compensation_retries: Retries
+    compensation_deadline_ms: int
+    compensate_on_failure: CompensateOnFailure
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step as a person writes it; what is left out is filled in by the saga.
+
+    Args:
+        name: lower case letters, digits and ``_``; unique in the saga.
+        compensation: a name for what undoes the step ("refund_card"); a service binds a handler to it.
+        after: names of the steps it waits for; by default the step before it in the list, ``()`` for none.
+        timeout: bound of one attempt, 30 s by default.
+        deadline: bound of the whole step, outages and retries included; none but the saga's by default.
+        retries: extra attempts, a number or ``Retries``; none by default.
+        compensation_retries: extra attempts of the compensation; 4 by default.
+        compensation_deadline: bound of the compensation as a whole, 15 min by default.
+        compensate_on_failure: overrides the saga's policy for this step.
+    """
+
+    name: str
+    compensation: str | None = None
+    after: tuple[str, ...] | str | None = None
+    timeout: Duration = "30s"
+    deadline: Duration | None = None
+    retries: Retries | int = 0
+    compensation_retries: Retries | int = 4
+    compensation_deadline: Duration = "15m"
+    compensate_on_failure: CompensateOnFailure | None = None
+
+
+@dataclass(frozen=True, init=False)
+class Saga:
+    """The contract of a saga: its steps, what each reacts to, and its policies. Checked when it is made.
+
+        ORDER = Saga(
+            "order",
+            Step("reserve_stock", compensation="release_stock"),
+            Step("charge_card", compensation="refund_card", retries=3),
+            Step("book_carrier", compensation="cancel_carrier", timeout="10s"),
+            deadline="1h",
+        )
+
+    Equal contracts are equal values with equal hashes, on every machine and in every release that writes the same
+    ``document``. A change of anything in it needs another ``version``: services refuse the same version with another
+    ``content_hash``.
+
+    Raises:
+        DefinitionError: with every problem found, not only the first.
+    """
+
+    name: str
+    steps: tuple[StepSpec, ...]
+    version: int
+    deadline_ms: int
+    settle_ms: int
+    grace_ms: int
+    compensate_on_failure: CompensateOnFailure
+    description: str = field(compare=False)
+
+    def __init__(
+        self,
+        name: str,
+        *steps: Step | StepSpec,
+        version: int = 1,
+        deadline: Duration = "24h",
+        settle: Duration = "15m",
+        grace: Duration = "5s",
+        compensate_on_failure: CompensateOnFailure = "if_unknown",
+        description: str = "",
+    ) -> None:
+        """Define a saga.
+
+        Args:
+            name: names the topic ``choreo.<name>``.
+            steps: in the order in which they run.
+            version: raise it with every change.
+            deadline: from the append of ``SagaStarted``; must be shorter than the topic's retention.
+            settle: how long a step in flight may still take once the saga is failing.
+            grace: how long past its due a step's outcome is waited for, for clocks and queues.
+            compensate_on_failure: policy of the steps that have none of their own.
+            description: for people; not part of the content hash.
+        """
+        from choreo.contract.validate import problems_of
+
+        problems: list[str] = []
+        specs: list[StepSpec] = []
+        for step in steps:
+            previous = specs[-1].name if specs else None
+            specs.append(step if isinstance(step, StepSpec) else _fill_in(step, previous, compensate_on_failure, problems))
+        times = {
+            what: _milliseconds(value, f"saga {name!r}: {what}", problems)
+            for what, value in (("deadline", deadline), ("settle", settle), ("grace", grace))
+        }
+        set_field = object.__setattr__
+        set_field(self, "name", name)
+        set_field(self, "steps", tuple(specs))
+        set_field(self, "version", version)
+        set_field(self, "deadline_ms", times["deadline"])
+        set_field(self, "settle_ms", times["settle"])
+        set_field(self, "grace_ms", times["grace"])
+        set_field(self, "compensate_on_failure", compensate_on_failure)
+        set_field(self, "description", description)
+        problems += problems_of(self)
+        if problems:
+            raise DefinitionError(f"saga {name!r}", tuple(problems))
+
+    @cached_property
+    def graph(self) -> Graph:
+        """Who comes before and after whom."""
+        return Graph({step.name: step.after for step in self.steps})
+
+    @cached_property
+    def _by_name(self) -> dict[str, StepSpec]:
+        return {step.name: step for step in self.steps}
+
+    def __getitem__(self, step: str) -> StepSpec:
+        """The step of that name.
+
+        Raises:
+            DefinitionError: there is none; the message lists those there are.
+        """
+        try:
+            return self._by_name[step]
+        except KeyError:
+            names = ", ".join(self._by_name)
+            raise DefinitionError(
+                f"step {step!r}", (f"saga {self.name!r} version {self.version} has no such step; it has {names}",)
+            ) from None
+
+    def __contains__(self, step: object) -> bool:
+        return step in self._by_name
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 of the contract's document, 32 hex digits."""
+        from choreo.contract.document import content_hash
+
+        return content_hash(self)
+
+    def extend(self, *steps: Step, version: int | None = None) -> Saga:
+        """The same saga with more steps behind its last one."""
+        return Saga(
+            self.name,
+            *self.steps,
+            *steps,
+            version=self.version if version is None else version,
+            deadline=self.deadline_ms / 1_000,
+            settle=self.settle_ms / 1_000,
+            grace=self.grace_ms / 1_000,
+            compensate_on_failure=self.compensate_on_failure,
+            description=self.description,
+        )
+
+    def __str__(self) -> str:
+        from choreo.contract.render import text
+
+        return text(self)
+
+
+def _milliseconds(value: Duration, what: str, problems: list[str]) -> int:
+    try:
+        return duration_ms(value)
+    except (ValueError, TypeError) as error:
+        problems.append(f"{what}: {error}")
+        return _DAY_MS
+
+
+def _retries(value: Retries | int) -> Retries:
+    return value if isinstance(value, Retries) else Retries(limit=value)
+
+
+def _fill_in(step: Step, previous: str | None, policy: CompensateOnFailure, problems: list[str]) -> StepSpec:
+    where = f"step {step.name!r}"
+    if step.after is None:
+        after: tuple[str, ...] = (previous,) if previous is not None else ()
+    else:
+        after = (step.after,) if isinstance(step.after, str) else tuple(step.after)
+    deadline = None if step.deadline is None else _milliseconds(step.deadline, f"{where}: deadline", problems)
+    return StepSpec(
+        name=step.name,
+        after=after,
+        compensation=step.compensation,
+        timeout_ms=_milliseconds(step.timeout, f"{where}: timeout", problems),
+        deadline_ms=deadline,
+        retries=_retries(step.retries),
+        compensation_retries=_retries(step.compensation_retries),
+        compensation_deadline_ms=_milliseconds(
+            step.compensation_deadline, f"{where}: compensation_deadline", problems
+        ),
+        compensate_on_failure=step.compensate_on_failure or policy,
+    )

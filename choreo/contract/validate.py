@@ -1,0 +1,90 @@
+"""Finds every problem of a contract, so that a person mends them all at once."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, get_args
+
+from choreo.contract.policy import CompensateOnFailure, Retries, duration_text
+from choreo.ids import SAGA_NAME_PATTERN, STEP_NAME_PATTERN
+
+if TYPE_CHECKING:
+    from choreo.contract.saga import Saga, StepSpec
+
+STEPS_MAX = 256
+RETRIES_MAX = 1_000
+
+
+def problems_of(saga: Saga) -> list[str]:
+    """All problems, each a sentence that names the input, the rule, and what to do."""
+    problems = list(_saga_problems(saga))
+    names = [step.name for step in saga.steps]
+    for name, count in Counter(names).items():
+        if count > 1:
+            problems.append(f"step {name!r} is defined {count} times; give each step a name of its own")
+    for step in saga.steps:
+        problems += _step_problems(step, names)
+    if len(set(names)) == len(names) and saga.graph.cyclic:
+        cycle = ", ".join(repr(step) for step in saga.graph.cyclic)
+        problems.append(f"steps {cycle} wait for each other in a circle; remove one of their 'after'")
+    return problems
+
+
+def _saga_problems(saga: Saga) -> list[str]:
+    problems = []
+    if not re.match(SAGA_NAME_PATTERN, saga.name):
+        problems.append(f"name {saga.name!r} must match {SAGA_NAME_PATTERN}: it becomes part of a topic's name")
+    if not saga.steps:
+        problems.append("it has no steps; give it at least one")
+    if len(saga.steps) > STEPS_MAX:
+        problems.append(f"it has {len(saga.steps)} steps; at most {STEPS_MAX} are allowed")
+    if saga.version < 1:
+        problems.append(f"version {saga.version} is below 1; count from 1")
+    problems += _policy_problems("compensate_on_failure", saga.compensate_on_failure)
+    return problems
+
+
+def _step_problems(step: StepSpec, names: list[str]) -> list[str]:
+    where = f"step {step.name!r}"
+    problems = []
+    if not re.match(STEP_NAME_PATTERN, step.name):
+        problems.append(f"{where}: a step's name must match {STEP_NAME_PATTERN}")
+    if step.compensation is not None and not re.match(STEP_NAME_PATTERN, step.compensation):
+        problems.append(f"{where}: compensation {step.compensation!r} must match {STEP_NAME_PATTERN}")
+    for other in step.after:
+        if other == step.name:
+            problems.append(f"{where}: it waits for itself; remove it from its 'after'")
+        elif other not in names:
+            close = get_close_matches(other, names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the steps are {', '.join(names)}"
+            problems.append(f"{where}: after={other!r} names no step; {hint}")
+    if len(set(step.after)) < len(step.after):
+        problems.append(f"{where}: 'after' names a step twice")
+    if step.deadline_ms is not None and step.deadline_ms < step.timeout_ms:
+        problems.append(
+            f"{where}: deadline {duration_text(step.deadline_ms)} is shorter than the timeout of one attempt, "
+            f"{duration_text(step.timeout_ms)}; lower the timeout or raise the deadline"
+        )
+    problems += _retries_problems(f"{where}: retries", step.retries)
+    problems += _retries_problems(f"{where}: compensation_retries", step.compensation_retries)
+    problems += _policy_problems(f"{where}: compensate_on_failure", step.compensate_on_failure)
+    return problems
+
+
+def _retries_problems(what: str, retries: Retries) -> list[str]:
+    problems = []
+    if not 0 <= retries.limit <= RETRIES_MAX:
+        problems.append(f"{what}: limit {retries.limit} is not between 0 and {RETRIES_MAX}")
+    if not 0 < retries.backoff_ms_base <= retries.backoff_ms_max:
+        problems.append(
+            f"{what}: backoff_ms_base {retries.backoff_ms_base} must be positive and at most "
+            f"backoff_ms_max {retries.backoff_ms_max}"
+        )
+    return problems
+
+
+def _policy_problems(what: str, policy: str) -> list[str]:
+    allowed = get_args(CompensateOnFailure)
+    return [] if policy in allowed else [f"{what} is {policy!r}; it must be one of {', '.join(allowed)}"]

@@ -1,0 +1,61 @@
+"""Ids of records, derived from what they say, so that a resend or a second decision is recognised.
+
+Every id begins with the saga and the start it descends from (a saga id can be started twice with different inputs;
+their chains must not be mixed up). Nothing here is random: a run id is drawn by the worker and handed in.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+
+SAGA_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,199}$"
+STEP_NAME_PATTERN = r"^[a-z][a-z0-9_]{0,63}$"
+SAGA_NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,99}$"
+
+_SAGA_ID = re.compile(SAGA_ID_PATTERN)
+
+
+def is_saga_id(text: str) -> bool:
+    """Whether the text may be a saga id: 1 to 200 characters of ``A-Z a-z 0-9 . _ : / -``, the first one alphanumeric."""
+    return _SAGA_ID.match(text) is not None
+
+
+def input_hash(encoded_input: bytes) -> str:
+    """What tells one start of a saga id from another: SHA-256 of the encoded input, 16 hex digits."""
+    return sha256(encoded_input).hexdigest()[:16]
+
+
+def instance_id(saga_id: str, start: str, step: str, saga_round: int) -> str:
+    """One step in one round: the common stem of its commands, outcomes and keys."""
+    return f"{saga_id}/{start}/{step}/{saga_round}"
+
+
+def outcome_id(instance: str, run: str) -> str:
+    """A step's outcome: one for each run of the handler."""
+    return f"{instance}/{run}"
+
+
+def execute_id(instance: str) -> str:
+    """The command to run a step that no event alone can trigger."""
+    return f"{instance}/execute"
+
+
+def compensate_id(instance: str, generation: int) -> str:
+    """The command to undo a step; its answer's id derives from it."""
+    return f"{instance}/compensate/{generation}"
+
+
+def answer_id(command: str, run: str) -> str:
+    """The answer to a Compensate: derived from the command's id."""
+    return f"{command}/answer/{run}"
+
+
+def idempotency_key(saga_id: str, start: str, step: str, saga_round: int) -> str:
+    """Constant over all attempts and redeliveries of one step in one round."""
+    return instance_id(saga_id, start, step, saga_round)
+
+
+def compensation_key(saga_id: str, start: str, step: str, saga_round: int, generation: int) -> str:
+    """Constant within a generation, another one in the next (protocol rule 11)."""
+    return compensate_id(instance_id(saga_id, start, step, saga_round), generation)

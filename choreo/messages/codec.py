@@ -1,0 +1,150 @@
+"""Bytes to records and back: one entry each way, limits, and one error type each.
+
+JSON by default: any Kafka tool and any language can read it. MessagePack is an option, for sizes and speed. The
+``content-type`` header says which. What a saga's start is written in, all its records are written in, because input
+and effects pass through undecoded; ``transcode`` turns a stray one around.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from choreo.errors import Undecodable, Unencodable
+from choreo.messages.headers import CONTENT_TYPES, JSON, MSGPACK, Headers, read_route
+from choreo.messages.records import AnyRecord, Record
+
+T = TypeVar("T")
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds that are checked before anything is decoded and before anything is sent.
+
+    Attributes:
+        value_bytes_max: of a record's value.
+        effect_bytes_max: of one effect, or of the input.
+        header_count_max, header_bytes_max: of all headers of a record; the bytes count names and values.
+    """
+
+    value_bytes_max: int = 900_000
+    effect_bytes_max: int = 256_000
+    header_count_max: int = 64
+    header_bytes_max: int = 16_384
+
+
+LIMITS = Limits()
+
+_decoders: dict[str, Any] = {
+    JSON: msgspec.json.Decoder(AnyRecord),
+    MSGPACK: msgspec.msgpack.Decoder(AnyRecord),
+}
+_encoders: dict[str, Any] = {JSON: msgspec.json.Encoder(), MSGPACK: msgspec.msgpack.Encoder()}
+_plain_decoders: dict[str, Any] = {JSON: msgspec.json.Decoder(), MSGPACK: msgspec.msgpack.Decoder()}
+
+# msgspec raises its own errors for most bad bytes, and these three for the rest: a string that is not UTF-8 is a
+# UnicodeDecodeError (a ValueError), deep nesting a RecursionError, an absurd number an OverflowError.
+_DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
+
+
+def decode(key: bytes | None, value: bytes, headers: Headers, *, limits: Limits = LIMITS) -> AnyRecord:
+    """The record that a message holds. The only way in.
+
+    Raises:
+        Undecodable: too large, of an unknown content type or kind, malformed, or not keyed by its own saga id.
+    """
+    if len(value) > limits.value_bytes_max:
+        raise Undecodable(f"value has {len(value)} bytes; at most {limits.value_bytes_max} are allowed")
+    if len(headers) > limits.header_count_max:
+        raise Undecodable(f"record has {len(headers)} headers; at most {limits.header_count_max} are allowed")
+    if (size := sum(len(name) + len(text) for name, text in headers)) > limits.header_bytes_max:
+        raise Undecodable(f"headers have {size} bytes; at most {limits.header_bytes_max} are allowed")
+    content_type = content_type_of(headers)
+    decoder = _decoders.get(content_type)
+    if decoder is None:
+        raise Undecodable(f"content-type is {content_type!r}; it must be {' or '.join(CONTENT_TYPES)}")
+    try:
+        record: AnyRecord = decoder.decode(value)
+    except _DECODE_ERRORS as error:
+        raise Undecodable(f"not a record of choreo: {_reason(error)}") from error
+    if key != record.saga_id.encode():
+        raise Undecodable(f"key {key!r} is not the saga id of the record, {record.saga_id!r}")
+    return record
+
+
+def encode(record: Record, *, content_type: str = JSON, limits: Limits = LIMITS) -> bytes:
+    """The value of a message that holds the record.
+
+    Raises:
+        Unencodable: it is larger than the limit.
+    """
+    value: bytes = _encoders[content_type].encode(record)
+    if len(value) > limits.value_bytes_max:
+        raise Unencodable(
+            f"{type(record).__name__} of saga {record.saga_id!r} has {len(value)} bytes, input and effects included; "
+            f"at most {limits.value_bytes_max} are allowed. Keep large values elsewhere and pass references"
+        )
+    return value
+
+
+def content_type_of(headers: Headers) -> str:
+    """What the value is written in; JSON where nothing is said."""
+    for name, text in headers:
+        if name == "content-type":
+            return text.decode("ascii", "replace")
+    return JSON
+
+
+def encode_user_value(value: object, *, content_type: str = JSON, limits: Limits = LIMITS) -> bytes:
+    """An input or effect as bytes: whatever msgspec can write (structs, dataclasses, builtins, datetime, UUID, …).
+
+    Map keys are sorted, so that equal values have equal bytes.
+
+    Raises:
+        Unencodable: no encoding for the type, or over the limit.
+    """
+    module = msgspec.json if content_type == JSON else msgspec.msgpack
+    try:
+        encoded = module.encode(value, order="deterministic")
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise Unencodable(f"a value of type {type(value).__qualname__} cannot be encoded: {error}") from error
+    if len(encoded) > limits.effect_bytes_max:
+        raise Unencodable(
+            f"a value of type {type(value).__qualname__} has {len(encoded)} bytes encoded; "
+            f"at most {limits.effect_bytes_max} are allowed. Keep large values elsewhere and pass references"
+        )
+    return encoded
+
+
+def decode_user_value(value: bytes | msgspec.Raw, kind: type[T] | Any, *, content_type: str = JSON) -> T:
+    """An input or effect as a value of the given type (``Any`` for plain builtins).
+
+    Raises:
+        Undecodable: the bytes do not fit the type; the message says where.
+    """
+    module = msgspec.json if content_type == JSON else msgspec.msgpack
+    try:
+        decoded: T = module.decode(value, type=kind)
+    except _DECODE_ERRORS as error:
+        raise Undecodable(_reason(error)) from error
+    return decoded
+
+
+def transcode(value: bytes, source: str, target: str) -> bytes:
+    """A user's value in another codec. Raises ``Undecodable`` for malformed bytes."""
+    if source == target:
+        return value
+    try:
+        encoded: bytes = _encoders[target].encode(_plain_decoders[source].decode(value))
+    except (*_DECODE_ERRORS, TypeError) as error:
+        raise Undecodable(f"cannot turn {source} into {target}: {_reason(error)}") from error
+    return encoded
+
+
+def traceparent_of(headers: Headers) -> bytes | None:
+    """The trace context to carry on."""
+    return read_route(headers).traceparent
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,90 @@
+"""CloudEvents 1.0, Kafka protocol binding, binary mode: attributes in headers, the record in the value.
+
+Beside the standard's own, ``choreo_step``, ``choreo_round``, ``choreo_start`` and ``choreo_generation`` repeat routing
+fields, so that a reader drops what is not for it, and finds its own earlier answers, without decoding a value.
+``traceparent`` (W3C Trace Context) is carried from each record to those it causes, unchanged.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from choreo.messages.records import Record, StepRecord, TYPE_BY_TAG
+
+Headers = tuple[tuple[str, bytes], ...]
+
+JSON = "application/json"
+MSGPACK = "application/msgpack"
+CONTENT_TYPES = (JSON, MSGPACK)
+
+_TYPE_PREFIX = b"choreo."
+_TYPE_SUFFIX = b".v1"
+
+CE_TYPE: dict[type[Record], bytes] = {
+    kind: _TYPE_PREFIX + tag.encode() + _TYPE_SUFFIX for tag, kind in TYPE_BY_TAG.items()
+}
+"""The ``ce_type`` of each record."""
+
+TYPE_BY_CE: dict[bytes, type[Record]] = {ce_type: kind for kind, ce_type in CE_TYPE.items()}
+
+
+class Route(msgspec.Struct, frozen=True, gc=False):
+    """What the headers say, unchecked: enough to drop a record, never enough to believe it.
+
+    Attributes:
+        kind: the record's type; ``None`` where the header is missing or unknown.
+        step, round, start, generation: as in the record; empty or zero where it has none.
+    """
+
+    kind: type[Record] | None
+    step: str
+    round: int
+    start: str
+    generation: int
+    traceparent: bytes | None
+    content_type: str
+
+
+def make_headers(record: Record, *, source: str, content_type: str, traceparent: bytes | None = None) -> Headers:
+    """The headers of a record that ``source`` ("/choreo/payment") writes."""
+    step = record.step if isinstance(record, StepRecord) else ""
+    headers = [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", record.id.encode()),
+        ("ce_type", CE_TYPE[type(record)]),
+        ("ce_source", source.encode()),
+        ("ce_subject", f"{record.saga}/{record.saga_id}/{step}".encode()),
+        ("content-type", content_type.encode()),
+        ("choreo_start", record.start.encode()),
+    ]
+    if isinstance(record, StepRecord):
+        headers.append(("choreo_step", step.encode()))
+        headers.append(("choreo_round", b"%d" % record.round))
+        generation = getattr(record, "generation", 0)
+        if generation:
+            headers.append(("choreo_generation", b"%d" % generation))
+    if traceparent is not None:
+        headers.append(("traceparent", traceparent))
+    return tuple(headers)
+
+
+def read_route(headers: Headers) -> Route:
+    """What the headers say. Total: foreign, missing and malformed headers give empty fields."""
+    found = dict(reversed(headers))  # of a repeated name the first counts
+    return Route(
+        kind=TYPE_BY_CE.get(found.get("ce_type", b"")),
+        step=_text(found.get("choreo_step")),
+        round=_number(found.get("choreo_round")),
+        start=_text(found.get("choreo_start")),
+        generation=_number(found.get("choreo_generation")),
+        traceparent=found.get("traceparent"),
+        content_type=_text(found.get("content-type")) or JSON,
+    )
+
+
+def _text(value: bytes | None) -> str:
+    return value.decode("utf-8", "replace") if value else ""
+
+
+def _number(value: bytes | None) -> int:
+    return int(value) if value and len(value) <= 9 and value.isdigit() else 0

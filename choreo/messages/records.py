@@ -1,0 +1,405 @@
+"""Every kind of record in a saga's topic.
+
+All records of a saga have the saga id as key, so they share a partition and hence an order. Past tense is a fact,
+imperative a command of the saga-log. Times are milliseconds since the Unix epoch by the broker's append clock; nothing
+in here is read from a producer's clock. Values that belong to the user (``input``, effects) pass through undecoded, in
+the codec of the record that carries them.
+
+Each record has a derived ``id``: equal ids mean the same thing said again.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from choreo import ids
+
+RULES = 1
+"""The version of the protocol rules (``core``) that a new saga is pinned to."""
+
+SagaId = Annotated[str, msgspec.Meta(pattern=ids.SAGA_ID_PATTERN, max_length=200)]
+SagaName = Annotated[str, msgspec.Meta(pattern=ids.SAGA_NAME_PATTERN)]
+StepName = Annotated[str, msgspec.Meta(pattern=ids.STEP_NAME_PATTERN)]
+StartHash = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
+Counter = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
+Round = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Millis = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+RunId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Text = Annotated[str, msgspec.Meta(max_length=4_096)]
+LongText = Annotated[str, msgspec.Meta(max_length=65_536)]
+Effects = dict[StepName, msgspec.Raw]
+
+FailureKind = Literal["rejected", "crashed", "timed_out", "cancelled"]
+KnownEffect = Literal["none", "unknown"]
+Verdict = Literal["proceed", "retry", "continue", "abort"]
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why something failed. Programs branch on ``kind`` and ``code``; the rest is for people.
+
+    Attributes:
+        kind: ``rejected`` by the handler's own decision; ``crashed`` with an exception; ``timed_out``; ``cancelled``.
+        code: a short word of the program's own ("card_declined"), or one of choreo's ("undecodable", "deadline").
+        exception_type: module and name of the exception's class.
+        traceback: as Python prints it, cut to its end if it is long.
+    """
+
+    kind: FailureKind
+    code: Text = ""
+    message: LongText = ""
+    exception_type: Text | None = None
+    traceback: LongText | None = None
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
+    """What all records have.
+
+    Attributes:
+        saga: the contract's name.
+        version: the contract's version.
+        saga_id: the key.
+        start: hash of the input of the start that this descends from (protocol rule 13).
+    """
+
+    saga: SagaName
+    version: Round
+    saga_id: SagaId
+    start: StartHash
+
+    @property
+    def id(self) -> str:
+        raise NotImplementedError
+
+
+class StepRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """What all records about one step in one round have."""
+
+    step: StepName
+    round: Round = 1
+
+    @property
+    def instance(self) -> str:
+        """The id of the step instance: the stem of the record's own id."""
+        return ids.instance_id(self.saga_id, self.start, self.step, self.round)
+
+
+class SagaStarted(Record, frozen=True, kw_only=True, omit_defaults=True, tag="saga_started"):
+    """A client has started a saga. The first one in the log is the saga (rule 13).
+
+    Attributes:
+        contract_hash: content hash of the contract that the client holds.
+        rules: version of the protocol rules that decide this saga (rule 2).
+        request: drawn once for each call; tells a new request with the same input from a resend.
+        saga_deadline_ms: length of the saga's deadline; its due is this record's append time plus that.
+        input: the user's input.
+    """
+
+    contract_hash: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}$")]
+    request: RunId
+    saga_deadline_ms: Millis
+    input: msgspec.Raw
+    rules: Round = RULES
+
+    @property
+    def id(self) -> str:
+        return f"{self.saga_id}/{self.start}/start/{self.request}"
+
+
+class CancelRequested(Record, frozen=True, kw_only=True, omit_defaults=True, tag="cancel_requested"):
+    """Somebody wants the saga undone. ``start`` is that of the saga where the client knows it, else sixteen zeros."""
+
+    request: RunId
+    reason: Text = ""
+    requested_by: Text = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.saga_id}/cancel/{self.request}"
+
+
+class SignalReceived(Record, frozen=True, kw_only=True, omit_defaults=True, tag="signal_received"):
+    """Something outside the saga has happened that one of its steps may wait for."""
+
+    request: RunId
+    name: StepName
+    payload: msgspec.Raw
+
+    @property
+    def id(self) -> str:
+        return f"{self.saga_id}/signal/{self.request}"
+
+
+class OperatorActed(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="operator_acted"):
+    """An operator's answer to a stuck compensation (rule 16). The first of it and a late answer counts.
+
+    Attributes:
+        act: ``retry`` gives the next generation; ``skip`` takes this one as undone; ``resolve`` takes all that is
+            left as undone by hand and gives the saga its outcome.
+        generation: the generation that is stuck; an act on another one is recorded and changes nothing.
+    """
+
+    act: Literal["retry", "skip", "resolve"]
+    generation: Counter
+    request: RunId
+    operator: Text
+    reason: Text
+
+    @property
+    def id(self) -> str:
+        return f"{self.instance}/operator/{self.request}"
+
+
+class StepCompleted(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="step_completed"):
+    """A step has done its work. Its successors react to this record alone.
+
+    Attributes:
+        run: drawn once for each execution of the handler; the same run said again is a duplicate.
+        due_ms: an append time after this makes the record late: a failure with a known effect (design, 6).
+        saga_due_ms: the saga's due, for the successors' own due.
+        input: the saga's input.
+        effects: of the steps that this one builds on.
+        effect: what the handler returned.
+        attempts: how many attempts the run took.
+        duration_ms: of all attempts, by the worker's monotonic clock; for display.
+    """
+
+    run: RunId
+    due_ms: Millis
+    saga_due_ms: Millis
+    input: msgspec.Raw
+    effects: Effects
+    effect: msgspec.Raw
+    attempts: Counter = 1
+    duration_ms: Millis = 0
+
+    @property
+    def id(self) -> str:
+        return ids.outcome_id(self.instance, self.run)
+
+    def is_late(self, append_ms: int) -> bool:
+        """Whether a record appended then came too late. Every reader sees the same from the record alone."""
+        return append_ms > self.due_ms
+
+
+class StepFailed(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="step_failed"):
+    """A step gave up; or, with ``failure.kind == "timed_out"`` and no run, the saga-log gave up waiting for it.
+
+    Attributes:
+        run: as in ``StepCompleted``; empty when the saga-log writes it.
+        effect: ``none`` only if the step has certainly left nothing behind (rule 5).
+        abort: forbids any later retry of the saga.
+    """
+
+    failure: Failure
+    effect: KnownEffect = "unknown"
+    run: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    abort: bool = False
+    attempts: Counter = 1
+    duration_ms: Millis = 0
+
+    @property
+    def id(self) -> str:
+        return ids.outcome_id(self.instance, self.run or "timed-out")
+
+
+class Execute(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="execute"):
+    """Run this step: a join, or the frontier of a new round (rule 10). A trigger like a predecessor's event."""
+
+    saga_due_ms: Millis
+    input: msgspec.Raw
+    effects: Effects
+
+    @property
+    def id(self) -> str:
+        return ids.execute_id(self.instance)
+
+
+class Compensate(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="compensate"):
+    """Undo this step, or find that there is nothing to undo.
+
+    Attributes:
+        generation: 1, and one more each time the command had to be given again (rule 11).
+        own: the step is itself one that failed; only then may the answer be ``continue``.
+        effect: what the step returned; absent if it never completed.
+        failure: the failure that the saga goes back for; absent after a cancel.
+        input, effects: the context as it was when the step ran.
+    """
+
+    generation: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    deadline_ms: Millis
+    input: msgspec.Raw
+    effects: Effects
+    effect: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    failure: Failure | None = None
+    own: bool = False
+
+    @property
+    def id(self) -> str:
+        return ids.compensate_id(self.instance, self.generation)
+
+
+class StepCompensated(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="step_compensated"):
+    """The answer to ``Compensate``.
+
+    Attributes:
+        undone: whether there was an effect and it is gone; false if there was nothing to undo.
+        verdict: ``proceed`` on the way back; ``retry`` forward as the next round; ``continue`` with ``effect`` in
+            place of the step's own; ``abort``: proceed, and never retry.
+        retry_limit: with ``retry``: honoured while the limit is above the current round.
+        backoff_ms: with ``retry``: how long to wait, jitter already drawn.
+    """
+
+    generation: Counter
+    run: RunId
+    undone: bool
+    verdict: Verdict = "proceed"
+    retry_limit: Counter = 0
+    backoff_ms: Millis = 0
+    effect: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    attempts: Counter = 1
+    duration_ms: Millis = 0
+
+    @property
+    def id(self) -> str:
+        return ids.answer_id(ids.compensate_id(self.instance, self.generation), self.run)
+
+
+class CompensationFailed(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="compensation_failed"):
+    """A compensation gave up after its retries; or, without a run, the saga-log gave up waiting for the answer."""
+
+    generation: Counter
+    failure: Failure
+    run: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    attempts: Counter = 1
+    duration_ms: Millis = 0
+
+    @property
+    def id(self) -> str:
+        return ids.answer_id(ids.compensate_id(self.instance, self.generation), self.run or "timed-out")
+
+
+class RoundStarted(Record, frozen=True, kw_only=True, omit_defaults=True, tag="round_started"):
+    """The saga goes forward again after a compensation's ``retry``, its backoff over."""
+
+    round: Round
+
+    @property
+    def id(self) -> str:
+        return f"{self.saga_id}/{self.start}/round/{self.round}"
+
+
+class SagaStuck(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="saga_stuck"):
+    """A notice, not an outcome: a compensation has failed for good and an operator is needed (rule 16).
+
+    Attributes:
+        remaining: the steps still to be undone, in the order in which that would happen, the stuck one first.
+    """
+
+    generation: Counter
+    failure: Failure
+    remaining: tuple[StepName, ...]
+
+    @property
+    def id(self) -> str:
+        return f"{ids.compensate_id(self.instance, self.generation)}/stuck"
+
+
+class Undone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One compensation in an outcome's account.
+
+    Attributes:
+        how: ``undone``; ``nothing_to_undo`` said the service; ``no_compensation`` is defined, so it was skipped;
+            ``skipped`` or ``resolved`` by an operator.
+    """
+
+    step: StepName
+    round: Round
+    how: Literal["undone", "nothing_to_undo", "no_compensation", "skipped", "resolved"]
+
+
+class SagaCompleted(Record, frozen=True, kw_only=True, omit_defaults=True, tag="saga_completed"):
+    """All steps stand. The saga's one outcome (rule 14).
+
+    Attributes:
+        result: the effect of the contract's last step.
+        effects: of all steps.
+    """
+
+    result: msgspec.Raw
+    effects: Effects
+
+    @property
+    def id(self) -> str:
+        return f"{self.saga_id}/outcome"
+
+
+class SagaCompensated(Record, frozen=True, kw_only=True, omit_defaults=True, tag="saga_compensated"):
+    """Nothing of the saga stands any more. The saga's one outcome (rule 14).
+
+    Attributes:
+        cause: what sent the saga back.
+        step, failure: the first failure in the log; absent when the saga was cancelled before any.
+        compensations: what was undone, in order.
+    """
+
+    cause: Literal["failed", "cancelled"]
+    compensations: tuple[Undone, ...]
+    step: StepName | None = None
+    failure: Failure | None = None
+    reason: Text = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.saga_id}/outcome"
+
+
+class StartRefused(Record, frozen=True, kw_only=True, omit_defaults=True, tag="start_refused"):
+    """The answer to a second start with another input; ``start`` is the refused one's (rule 13).
+
+    Attributes:
+        standing_start: hash of the input that the saga has.
+    """
+
+    standing_start: StartHash
+
+    @property
+    def id(self) -> str:
+        return f"{self.saga_id}/{self.start}/start-refused"
+
+
+class CancelRefused(Record, frozen=True, kw_only=True, omit_defaults=True, tag="cancel_refused"):
+    """The answer to a cancel that came after the outcome was decided (rule 14)."""
+
+    request: RunId
+    reason: Text = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.saga_id}/cancel/{self.request}/refused"
+
+
+AnyRecord = (
+    SagaStarted
+    | CancelRequested
+    | SignalReceived
+    | OperatorActed
+    | StepCompleted
+    | StepFailed
+    | Execute
+    | Compensate
+    | StepCompensated
+    | CompensationFailed
+    | RoundStarted
+    | SagaStuck
+    | SagaCompleted
+    | SagaCompensated
+    | StartRefused
+    | CancelRefused
+)
+"""The closed set of records. What is none of these is dead-lettered."""
+
+RECORD_TYPES: tuple[type[Record], ...] = AnyRecord.__args__
+TYPE_BY_TAG: dict[str, type[Record]] = {str(kind.__struct_config__.tag): kind for kind in RECORD_TYPES}
+NO_START = "0" * 16

@@ -1,0 +1,175 @@
+"""All Prometheus metrics of all processes, in one table.
+
+The table is the body of ``Metrics.__init__``: a line of code for each metric, with its name, labels and buckets.
+Names follow the Prometheus conventions: prefix ``choreo_``, base units, ``_total`` for counters, ``_timestamp_seconds``
+for moments. Labels are closed sets (names of sagas, steps, topics and groups, and the words in ``Literal`` types
+below); a saga id, a key, an offset or an error text is never one.
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal, NamedTuple, get_args
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+
+Outcome = Literal["completed", "compensated"]
+Phase = Literal["forward", "compensating", "stuck"]
+StepResult = Literal["completed", "failed", "skipped_duplicate", "skipped_late"]
+AttemptResult = Literal["ok", "rejected", "crashed", "timed_out", "cancelled"]
+CompensationResult = Literal["undone", "nothing_to_undo", "failed", "skipped_duplicate"]
+DeadLetterReason = Literal["undecodable", "unknown_version", "unknown_contract"]
+ReplaySource = Literal["rebuild", "scan"]
+
+STEP_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+SAGA_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800, 3_600, 21_600, 86_400)
+DELAY_BUCKETS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 300)
+
+
+class MetricRow(NamedTuple):
+    """One line of the table, as ``Metrics.table`` lists it. ``name`` is the one that queries use."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    about: str
+
+
+class Metrics:
+    """The metrics of one process, or of one runtime in a test: each object has a registry of its own.
+
+    Attributes:
+        registry: what ``/metrics`` writes out.
+    """
+
+    def __init__(self, *, with_process: bool = False) -> None:
+        """Make all metrics.
+
+        Args:
+            with_process: also show the process's memory, CPU, file descriptors, and garbage collections.
+        """
+        self.registry = CollectorRegistry(auto_describe=True)
+        self._rows: list[MetricRow] = []
+        counter, gauge, histogram = self._counter, self._gauge, self._histogram
+
+        # The saga-log's: sagas as a whole.
+        self.sagas_started = counter("sagas_started", "Sagas whose start was folded.", "saga")
+        self.sagas_finished = counter("sagas_finished", "Sagas with an outcome.", "saga", "outcome")
+        self.sagas_in_progress = gauge("sagas_in_progress", "Sagas without an outcome, by phase.", "saga", "phase")
+        self.saga_duration = histogram(
+            "saga_duration_seconds", "Append of the start to append of the outcome.", SAGA_BUCKETS_S, "saga", "outcome"
+        )
+        self.saga_oldest_in_progress = gauge(
+            "saga_oldest_in_progress_timestamp_seconds", "Start of the oldest saga without an outcome.", "saga"
+        )
+        self.compensate_commands = counter("compensate_commands", "Compensate commands appended.", "saga")
+        self.repairs = counter("repairs", "Sagas with possible effects found after their outcome.", "saga")
+        self.events_late = counter("events_late", "Completions appended after their due.", "saga", "step")
+        self.events_duplicate = counter("events_duplicate", "Records that say again what was said.", "saga")
+        self.timers_pending = gauge("timers_pending", "Timers that wait for their time.", "saga")
+        self.timers_fired = counter("timers_fired", "Timers whose event was appended.", "saga")
+
+        # The step services'.
+        self.step_events = counter("step_events", "Triggers of steps, by what came of them.", "saga", "step", "result")
+        self.step_duration = histogram(
+            "step_duration_seconds",
+            "Start of the first attempt to the end of the last.",
+            STEP_BUCKETS_S,
+            "saga",
+            "step",
+            "result",
+        )
+        self.step_attempts = counter("step_attempts", "Attempts of handlers of steps.", "saga", "step", "result")
+        self.step_retries = counter("step_retries", "Attempts beyond the first.", "saga", "step")
+        self.step_in_flight = gauge("step_in_flight", "Handlers that are running, compensations too.", "saga", "step")
+        self.compensations = counter("compensations", "Compensate commands, by the answer.", "saga", "step", "result")
+        self.compensation_duration = histogram(
+            "compensation_duration_seconds",
+            "Start of the first attempt to the end of the last.",
+            STEP_BUCKETS_S,
+            "saga",
+            "step",
+        )
+        self.records_parked = gauge(
+            "records_parked", "Records that wait for a contract version this process does not hold.", "saga"
+        )
+
+        # Everybody's: the log.
+        self.messages_consumed = counter("messages_consumed", "Records polled.", "topic", "group")
+        self.messages_produced = counter("messages_produced", "Sends, by result.", "topic", "result")
+        self.message_delivery_delay = histogram(
+            "message_delivery_delay_seconds",
+            "Append (broker's clock) to start of work (this machine's clock); for display only.",
+            DELAY_BUCKETS_S,
+            "topic",
+        )
+        self.consumer_lag = gauge(
+            "consumer_lag_records", "Records not polled yet, of assigned partitions.", "topic", "partition", "group"
+        )
+        self.consumer_rebalances = counter("consumer_rebalances", "Rebalances.", "group", "reason")
+        self.last_poll = gauge("last_poll_timestamp_seconds", "When the consumer last returned from a poll.", "group")
+        self.dead_letters = counter("dead_letters", "Records handed to a dead-letter topic.", "topic", "reason")
+        self.records_replayed = counter("log_replayed_records", "Records read again after a start.", "source")
+        self.build_info = gauge("build_info", "Versions; always 1.", "version", "python", "aiokafka", "loop")
+        if with_process:
+            ProcessCollector(registry=self.registry)
+            PlatformCollector(registry=self.registry)
+            GCCollector(registry=self.registry)
+
+    def init_saga(self, saga: str) -> None:
+        """Show zeros for a contract at once: a rate over a series that appears late misses its first count."""
+        self.sagas_started.labels(saga)
+        for outcome in get_args(Outcome):
+            self.sagas_finished.labels(saga, outcome)
+        for phase in get_args(Phase):
+            self.sagas_in_progress.labels(saga, phase)
+        self.compensate_commands.labels(saga)
+
+    def init_step(self, saga: str, step: str) -> None:
+        """Show zeros for a step that this process runs."""
+        for result in get_args(StepResult):
+            self.step_events.labels(saga, step, result)
+        for compensation_result in get_args(CompensationResult):
+            self.compensations.labels(saga, step, compensation_result)
+        self.step_retries.labels(saga, step)
+        self.step_in_flight.labels(saga, step)
+
+    def show_build(self, *, loop: str) -> None:
+        """Set ``choreo_build_info``. ``loop`` is the name of the event loop ("asyncio", "uvloop")."""
+        self.build_info.labels(_version("choreo-sagas"), platform.python_version(), _version("aiokafka"), loop).set(1)
+
+    def drop_partition(self, topic: str, partition: int, group: str) -> None:
+        """Forget the lag of a partition that was given up: the next owner shows it, two would be added up."""
+        self.consumer_lag.remove(topic, str(partition), group)
+
+    def table(self) -> tuple[MetricRow, ...]:
+        """Every metric of choreo's own, for documents and for checks of dashboards and alerts."""
+        return tuple(self._rows)
+
+    def _counter(self, name: str, about: str, *labels: str) -> Counter:
+        self._rows.append(MetricRow(f"choreo_{name}_total", "counter", labels, about))
+        return Counter(f"choreo_{name}", about, labels, registry=self.registry)
+
+    def _gauge(self, name: str, about: str, *labels: str) -> Gauge:
+        self._rows.append(MetricRow(f"choreo_{name}", "gauge", labels, about))
+        return Gauge(f"choreo_{name}", about, labels, registry=self.registry)
+
+    def _histogram(self, name: str, about: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        self._rows.append(MetricRow(f"choreo_{name}", "histogram", labels, about))
+        return Histogram(f"choreo_{name}", about, labels, buckets=buckets, registry=self.registry)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,42 @@
+"""The topics of a saga: one for its history, one for what nobody could read, and one that all sagas share."""
+
+from __future__ import annotations
+
+from choreo.broker.port import TopicSpec
+
+CONTRACTS_TOPIC = "choreo.contracts"  # every version of every contract, keyed by name and version
+
+
+def saga_topic(saga_name: str) -> str:
+    """The topic with everything about the sagas of this name, keyed by saga id."""
+    return f"choreo.{saga_name}"
+
+
+def dead_letter_topic(saga_name: str) -> str:
+    """The topic for records of the saga topic that could not be handled: the original bytes, and why."""
+    return f"choreo.{saga_name}.dead-letters"
+
+
+def topic_specs(
+    saga_name: str, *, partitions: int, retention_ms: int | None, replication_factor: int | None = None
+) -> tuple[TopicSpec, ...]:
+    """What the topics of a saga have to be: history, dead letters, contracts.
+
+    Dead letters have the partitions and the retention of the history, so that a dead letter lies in the partition
+    of its saga and is kept as long. Contracts are few and must never be lost: one partition, the last of each key.
+    """
+    return (
+        TopicSpec(
+            name=saga_topic(saga_name),
+            partitions=partitions,
+            retention_ms=retention_ms,
+            replication_factor=replication_factor,
+        ),
+        TopicSpec(
+            name=dead_letter_topic(saga_name),
+            partitions=partitions,
+            retention_ms=retention_ms,
+            replication_factor=replication_factor,
+        ),
+        TopicSpec(name=CONTRACTS_TOPIC, partitions=1, compacted=True, replication_factor=replication_factor),
+    )

@@ -1,0 +1,1 @@
+"""choreo: sagas over Kafka by event choreography."""

@@ -1,0 +1,99 @@
+"""A decision as the record that says it: built when it is sent, from what no later record changes."""
+
+from __future__ import annotations
+
+import msgspec
+
+from choreo.contract.saga import Saga
+from choreo.core.order import context_of, standing_effects
+from choreo.core.state import Decision, SagaState
+from choreo.messages.records import (
+    AnyRecord,
+    CancelRefused,
+    Compensate,
+    Execute,
+    Failure,
+    SagaCompensated,
+    SagaCompleted,
+    SagaStuck,
+    StartRefused,
+)
+
+NULL = {"application/json": b"null", "application/msgpack": b"\xc0"}
+
+
+def record_of(contract: Saga, state: SagaState, decision: Decision) -> AnyRecord:
+    """The record to append for an owed decision."""
+    common = {"saga": state.saga, "version": state.version, "saga_id": state.saga_id}
+    match decision.kind:
+        case "complete":
+            return _completed(contract, state, common)
+        case "compensated":
+            return _compensated(state, common)
+        case "refuse_start":
+            return StartRefused(**common, start=decision.reference, standing_start=state.start)  # type: ignore[arg-type]
+        case "refuse_cancel":
+            return CancelRefused(
+                **common,  # type: ignore[arg-type]
+                start=state.start,
+                request=decision.reference,
+                reason=f"the saga has {state.outcome.kind if state.outcome else 'ended'}",
+            )
+    key = (decision.step, decision.round)
+    start, wire_round = state.wire_round(decision.round)
+    user_input, saga_due_ms = state.lineage(decision.round)
+    common |= {"start": start, "step": decision.step, "round": wire_round}
+    instance = state.instance(key)
+    if decision.kind == "stuck":
+        return SagaStuck(
+            **common,  # type: ignore[arg-type]
+            generation=decision.generation,
+            failure=instance.compensation_failure or Failure(kind="crashed", message="the compensation failed"),
+            remaining=remaining(contract, state),
+        )
+    context = {step: msgspec.Raw(effect) for step, effect in context_of(contract, state, key).items()}
+    if decision.kind == "execute":
+        return Execute(**common, saga_due_ms=saga_due_ms, input=msgspec.Raw(user_input), effects=context)  # type: ignore[arg-type]
+    failed = state.first_failure()
+    return Compensate(
+        **common,  # type: ignore[arg-type]
+        generation=decision.generation,
+        deadline_ms=contract[decision.step].compensation_deadline_ms,
+        input=msgspec.Raw(user_input),
+        effects=context,
+        effect=msgspec.UNSET if instance.effect is None else msgspec.Raw(instance.effect),
+        failure=instance.failure or (failed[1] if failed else None),
+        own=instance.own,
+    )
+
+
+def remaining(contract: Saga, state: SagaState) -> tuple[str, ...]:
+    """The steps still to be undone: the stuck ones, then the others in reverse order of the contract."""
+    left = {key[0]: i for key, i in state.instances.items() if i.may_stand or i.awaits_answer or i.stuck}
+    backwards = [step.name for step in reversed(contract.steps) if step.name in left]
+    return tuple(sorted(backwards, key=lambda step: not left[step].stuck))
+
+
+def _completed(contract: Saga, state: SagaState, common: dict[str, object]) -> SagaCompleted:
+    effects = standing_effects(state)
+    result = effects.get(contract.steps[-1].name, NULL[state.content_type])
+    return SagaCompleted(
+        **common,  # type: ignore[arg-type]
+        start=state.start,
+        result=msgspec.Raw(result),
+        effects={step.name: msgspec.Raw(effects[step.name]) for step in contract.steps if step.name in effects},
+    )
+
+
+def _compensated(state: SagaState, common: dict[str, object]) -> SagaCompensated:
+    outcome = state.outcome
+    assert outcome is not None, "an outcome is owed only after it was decided"
+    return SagaCompensated(
+        **common,  # type: ignore[arg-type]
+        start=state.start,
+        cause="cancelled" if outcome.failure is None else "failed",
+        compensations=outcome.compensations,
+        step=outcome.step,
+        failure=outcome.failure,
+        reason=state.cancel_reason,
+    )

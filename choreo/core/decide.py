@@ -1,0 +1,166 @@
+"""What is owed. Forward, each step reacts for itself; here is what needs memory: joins, new rounds, the way back.
+
+``decide`` runs after every record, on the same state, and what it yields is part of the state at once (rule 1).
+"""
+
+from __future__ import annotations
+
+from choreo.contract.saga import Saga
+from choreo.core.order import builds_on
+from choreo.core.state import Decision, Instance, Key, Outcome, SagaState
+from choreo.core.survey import Survey
+from choreo.messages.records import Undone
+
+
+def decide(contract: Saga, state: SagaState) -> list[Decision]:
+    """All that the state implies now, in order. Changes the state (the caller's own): every decision takes effect."""
+    made: list[Decision] = []
+    if state.started:
+        while _decide_once(contract, state, made):
+            continue
+    return made
+
+
+def _decide_once(contract: Saga, state: SagaState, made: list[Decision]) -> bool:
+    """One round of decisions. True if the state changed, so that more may follow."""
+    survey = Survey(state)
+    state.round_ready = False
+    if state.failing and state.outcome is None:
+        return _go_back(contract, state, survey, made)
+    # Forward, or after the outcome: what is unwanted is undone beside it (rule 12).
+    if _compensate(contract, state, survey, survey.candidates, made):
+        return True
+    return state.outcome is None and _go_forward(contract, state, made, settled=survey.is_settled)
+
+
+def _go_back(contract: Saga, state: SagaState, survey: Survey, made: list[Decision]) -> bool:
+    if survey.in_flight:
+        return False  # settle first (rule 4)
+    own = [key for key in survey.candidates if _is_own(contract, state, survey, key)]
+    own_pending = any(state.instance(key).own for key in (*survey.awaiting, *survey.stuck))
+    if own or own_pending:  # the failed steps' own compensations first and alone (rule 8)
+        return _compensate(contract, state, survey, own, made, own=True)
+    if _may_continue(state):
+        _take_substitutes(state)
+        return True
+    todo = survey.candidates
+    if state.retry_at_ms is not None:  # only what the next round redoes is undone (rule 9)
+        todo = [key for key in todo if _is_redone(contract, state, key)]
+    if _compensate(contract, state, survey, todo, made):
+        return True
+    if todo or survey.awaiting or survey.stuck:
+        return False
+    if state.retry_at_ms is not None:
+        state.round_ready = True  # RoundStarted follows when its backoff is over
+        return False
+    failed = state.first_failure()
+    state.outcome = Outcome(
+        "compensated",
+        step=failed[0] if failed else None,
+        failure=failed[1] if failed else None,
+        compensations=state.undone,
+    )
+    _owe(state, Decision("compensated"), made)
+    return True
+
+
+def _go_forward(contract: Saga, state: SagaState, made: list[Decision], *, settled: bool) -> bool:
+    """Whoever stands nowhere, has all predecessors standing, and was not triggered, gets Execute (rule 10)."""
+    standing = state.standing
+    if len(standing) == len(contract.steps):
+        if not settled:
+            return False
+        state.outcome = Outcome("completed", compensations=state.undone)
+        _owe(state, Decision("complete"), made)
+        return True
+    changed = False
+    for step, needs in contract.graph.before.items():
+        if step in standing or any(other not in standing for other in needs):
+            continue
+        instance = state.instance((step, state.round))
+        if not instance.triggered and instance.first is None:
+            state.update((step, state.round), triggered=True)
+            _owe(state, Decision("execute", step, state.round), made)
+            changed = True
+    return changed
+
+
+def _compensate(
+    contract: Saga, state: SagaState, survey: Survey, todo: list[Key], made: list[Decision], *, own: bool = False
+) -> bool:
+    """Undo all of these on which nothing uncompensated and nothing in flight builds (rules 4, 8)."""
+    blockers = (*survey.uncompensated, *survey.in_flight)
+    free = [
+        key
+        for key in sorted(todo)
+        if not any(other != key and builds_on(contract, state, other, key) for other in blockers)
+    ]
+    for key in free:
+        instance = state.instance(key)
+        generation = instance.generation + 1
+        if state.standing.get(key[0]) == key[1] and (instance.offer != "taken" or state.failing):
+            del state.standing[key[0]]  # a step stands until its Compensate is decided, not until that is answered
+        if contract[key[0]].compensation is None:
+            state.update(key, may_stand=False, generation=generation)
+            account = Undone(step=key[0], round=max(key[1], 1), how="no_compensation")
+            if account not in state.undone:
+                state.undone = (*state.undone, account)
+            continue
+        state.update(
+            key,
+            awaits_answer=True,
+            generation=generation,
+            ran_again=False,
+            own=own or instance.own,
+            compensation_due_ms=0,
+        )
+        _owe(state, Decision("compensate", key[0], key[1], generation), made)
+    return bool(free)
+
+
+def _is_own(contract: Saga, state: SagaState, survey: Survey, key: Key) -> bool:
+    """A failed step of this round, not yet commanded, which neither completed nor has anything built on it."""
+    instance = state.instance(key)
+    return (
+        key[1] == state.round
+        and instance.first != "completed"
+        and not instance.completed
+        and instance.generation == 0
+        and not any(other != key and builds_on(contract, state, other, key) for other in survey.uncompensated)
+    )
+
+
+def _failed(state: SagaState) -> list[Instance]:
+    return [
+        instance
+        for (_, saga_round), instance in state.instances.items()
+        if saga_round == state.round and instance.first not in (None, "completed")
+    ]
+
+
+def _may_continue(state: SagaState) -> bool:
+    """Every failed step of the round offered a substitute, and nothing forbids to take them (rule 8)."""
+    if state.cancelled or state.aborted or state.retry_at_ms is not None:
+        return False
+    failed = _failed(state)
+    return bool(failed) and all(i.offer == "offered" and not i.completed for i in failed)
+
+
+def _take_substitutes(state: SagaState) -> None:
+    for key, instance in list(state.instances.items()):
+        if key[1] == state.round and instance.offer == "offered":
+            state.update(key, offer="taken")
+            state.standing[key[0]] = key[1]
+    state.failing, state.failing_since_ms = False, 0
+
+
+def _is_redone(contract: Saga, state: SagaState, key: Key) -> bool:
+    """Whether the next round cannot build on this: it does not stand, or something before it does not."""
+    if state.standing.get(key[0]) != key[1]:
+        return True
+    return any(other not in state.standing for other in contract.graph.ancestors[key[0]])
+
+
+def _owe(state: SagaState, decision: Decision, made: list[Decision]) -> None:
+    state.owed = (*state.owed, decision)
+    made.append(decision)

@@ -1,0 +1,413 @@
+"""What each kind of record changes. One function for a kind, all total; ``fold`` picks it from the table at the end.
+
+The functions work on a state of their own (``fold`` copies it) and return a note where a record is remarkable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from choreo.contract.saga import Saga
+from choreo.core.due import settle_due_ms
+from choreo.core.state import Decision, Entry, Foreign, Key, Note, SagaState
+from choreo.core.survey import Survey
+from choreo.errors import Undecodable
+from choreo.messages.codec import transcode
+from choreo.messages.headers import JSON
+from choreo.messages.records import (
+    CancelRefused,
+    CancelRequested,
+    Compensate,
+    CompensationFailed,
+    Execute,
+    Failure,
+    OperatorActed,
+    Record,
+    RoundStarted,
+    SagaCompensated,
+    SagaCompleted,
+    SagaStarted,
+    SagaStuck,
+    SignalReceived,
+    StartRefused,
+    StepCompensated,
+    StepCompleted,
+    StepFailed,
+    StepRecord,
+    Undone,
+)
+
+REQUESTS_KEPT = 16
+
+LATE = Failure(kind="timed_out", code="late", message="the step completed after its due")
+
+
+def saga_started(contract: Saga, state: SagaState, entry: Entry, record: SagaStarted) -> Note | None:
+    """The first start is the saga; the same again is a duplicate; another input is refused and undone (rule 13)."""
+    if not state.started:
+        state.saga, state.version, state.rules = record.saga, record.version, record.rules
+        state.contract_hash, state.content_type = record.contract_hash, entry.content_type
+        state.start, state.input = record.start, bytes(record.input)
+        state.started_ms = entry.at_ms
+        state.due_ms = entry.at_ms + record.saga_deadline_ms
+        state.requests = (record.request,)
+        state.traceparent = entry.traceparent
+        state.truncated = False
+        _trigger(contract, state, contract.graph.roots, 1, entry.at_ms)
+        if state.cancelled:  # a cancel before the start is kept
+            _fail(state, entry.at_ms)
+        return None
+    if record.start == state.start:
+        if record.request not in state.requests:  # a new call, not a resend: it wants to be told the outcome
+            state.requests = (*state.requests, record.request)[-REQUESTS_KEPT:]
+            if state.outcome is not None:
+                _owe(state, Decision("complete" if state.outcome.kind == "completed" else "compensated"))
+        return "duplicate"
+    if state.fold_round(record.start, 1) is not None:
+        return "duplicate"
+    due_ms = entry.at_ms + record.saga_deadline_ms
+    state.foreign = (*state.foreign, Foreign(record.start, _user_value(state, entry, record.input), due_ms))
+    _trigger(contract, state, contract.graph.roots, 1 - len(state.foreign), entry.at_ms)
+    _owe(state, Decision("refuse_start", reference=record.start))
+    return "start_refused"
+
+
+def cancel_requested(_contract: Saga, state: SagaState, entry: Entry, record: CancelRequested) -> Note | None:
+    """Turns the saga round, unless the outcome is decided already (rule 14)."""
+    if state.outcome is not None:
+        if record.request in state.cancels_refused:
+            return "duplicate"
+        state.cancels_refused = (*state.cancels_refused, record.request)[-REQUESTS_KEPT:]
+        _owe(state, Decision("refuse_cancel", reference=record.request))
+        return "cancel_refused"
+    if state.cancelled:
+        return "duplicate"
+    state.cancelled, state.cancel_reason = True, record.reason
+    state.retry_at_ms = None
+    if state.started:
+        _fail(state, entry.at_ms)
+    return None
+
+
+def step_completed(contract: Saga, state: SagaState, entry: Entry, record: StepCompleted, key: Key) -> Note | None:
+    """A completion stands, or is unwanted and will be undone (rules 7, 12)."""
+    instance = state.instance(key)
+    late = record.is_late(entry.at_ms)
+    seen = f"completed:{record.run}"
+    if seen in instance.runs:
+        return "duplicate"
+    step, saga_round = key
+    current = saga_round == state.round and state.outcome is None
+    first = instance.first
+    note: Note | None = "late" if late else None
+    if first is None:
+        first = "late" if late else "completed"
+        if late:
+            if current:
+                _record_failure(state, key, LATE, entry.at_ms)
+        elif saga_round == state.round:
+            state.standing[step] = saga_round
+    else:
+        note = note or "unwanted"
+    state.update(
+        key,
+        first=first,
+        completed=instance.completed or not late,
+        effect=instance.effect if instance.effect is not None else _user_value(state, entry, record.effect),
+        runs=(*instance.runs, seen),
+        may_stand=True,
+        ran_again=instance.ran_again or instance.awaits_answer,
+    )
+    if not late and not instance.completed:
+        _trigger(contract, state, contract.graph.chained[step], saga_round, entry.at_ms)
+    if state.outcome is not None and (state.outcome.kind == "compensated" or state.standing.get(step) != saga_round):
+        return "repair"
+    return note
+
+
+def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFailed, key: Key) -> Note | None:
+    """A failure turns the saga round; a possible effect will be undone (rules 5, 15)."""
+    instance = state.instance(key)
+    if not record.run:  # written by the saga-log: it gave up waiting
+        if not instance.in_flight:
+            return "stale"
+        if not instance.due_ms or entry.at_ms <= settle_due_ms(contract, state, instance) + contract.grace_ms:
+            return "early_timer"
+    seen = f"failed:{record.run}"
+    if seen in instance.runs:
+        return "duplicate"
+    runs = (*instance.runs, seen)
+    policy = contract[key[0]].compensate_on_failure
+    unknown = record.effect == "unknown"
+    if record.abort:
+        state.aborted = True
+        state.retry_at_ms = None
+    if instance.first is None:
+        state.update(
+            key,
+            first="timed_out" if not record.run else "unknown" if unknown else "failed",
+            failure=record.failure,
+            runs=runs,
+            may_stand=policy == "always" or (unknown and policy == "if_unknown"),
+        )
+        if key[1] == state.round and state.outcome is None:
+            _record_failure(state, key, record.failure, entry.at_ms)
+        return None
+    # Another run of the same instance. Where the instance stands, its run had the same idempotency key and so the
+    # same effect; anywhere else a possible effect has to be undone, after an undone one in the next generation.
+    stands = state.standing.get(key[0]) == key[1] and instance.offer != "taken"
+    doubt = unknown and not stands and policy != "never"
+    state.update(
+        key,
+        runs=runs,
+        may_stand=instance.may_stand or doubt,
+        ran_again=instance.ran_again or (doubt and instance.awaits_answer),
+    )
+    return "repair" if doubt and state.outcome is not None else "unwanted"
+
+
+def step_compensated(_contract: Saga, state: SagaState, entry: Entry, record: StepCompensated, key: Key) -> Note | None:
+    """An answer ends its generation; its verdict may send the saga forward again (rules 8, 9, 11)."""
+    instance = state.instance(key)
+    if record.generation != instance.generation or not (instance.awaits_answer or instance.stuck):
+        return "duplicate" if 0 < record.generation <= instance.generation else "stale"
+    note: Note | None = None
+    offer, substitute = instance.offer, instance.substitute
+    turning = state.outcome is None and state.failing and key[1] == state.round
+    blocked = not turning or state.cancelled or state.aborted or entry.at_ms > state.due_ms
+    if record.verdict == "abort" and state.outcome is None:
+        state.aborted = True
+        state.retry_at_ms = None
+    elif record.verdict == "retry":
+        at_ms = entry.at_ms + record.backoff_ms
+        if blocked or record.retry_limit <= state.round or at_ms > state.due_ms:
+            note = "retry_refused"
+        else:
+            state.retry_at_ms = max(state.retry_at_ms or 0, at_ms)
+    elif record.verdict == "continue":
+        if blocked or not instance.own or isinstance(record.effect, msgspec.UnsetType):
+            note = "continue_refused"
+        else:
+            offer, substitute = "offered", _user_value(state, entry, record.effect)
+    state.update(
+        key,
+        awaits_answer=False,
+        stuck=False,
+        compensation_failure=None,
+        # An effect of a run that came after the decision is gone too if the answer undid something: same key, same
+        # effect. "Nothing to undo" was said before that run's effect, so it does not cover it.
+        may_stand=instance.ran_again and not record.undone,
+        ran_again=False,
+        offer=offer,
+        substitute=substitute,
+    )
+    _undone(state, key, "undone" if record.undone else "nothing_to_undo")
+    return note
+
+
+def compensation_failed(
+    contract: Saga, state: SagaState, entry: Entry, record: CompensationFailed, key: Key
+) -> Note | None:
+    """Leaves the effect standing and the saga stuck; nothing older is undone until somebody acts (rules 7, 16)."""
+    instance = state.instance(key)
+    if record.generation != instance.generation or not instance.awaits_answer:
+        return "duplicate" if 0 < record.generation <= instance.generation else "stale"
+    if not record.run and not 0 < instance.compensation_due_ms < entry.at_ms - contract.grace_ms:
+        return "early_timer"
+    state.update(
+        key, awaits_answer=False, stuck=True, may_stand=True, ran_again=False, compensation_failure=record.failure
+    )
+    _owe(state, Decision("stuck", key[0], key[1], record.generation))
+    return None
+
+
+def operator_acted(_contract: Saga, state: SagaState, _entry: Entry, record: OperatorActed, key: Key) -> Note | None:
+    """Counts only for the generation that is stuck: the first of act and answer in the log wins (rule 16)."""
+    instance = state.instance(key)
+    if not instance.stuck or record.generation != instance.generation:
+        return "stale"
+    if record.act == "retry":
+        state.update(key, stuck=False, may_stand=True)
+    elif record.act == "skip":
+        state.update(key, stuck=False, may_stand=False)
+        _undone(state, key, "skipped")
+    else:
+        for other in Survey(state).uncompensated:
+            state.update(other, stuck=False, may_stand=False, awaits_answer=False)
+            if state.standing.get(other[0]) == other[1]:
+                del state.standing[other[0]]
+            _undone(state, other, "resolved")
+        state.retry_at_ms = None
+    return None
+
+
+def round_started(contract: Saga, state: SagaState, entry: Entry, record: RoundStarted) -> Note | None:
+    """Forward again, when everything that the round redoes is undone and its backoff is over (rule 9)."""
+    if record.round <= state.round:
+        return "duplicate"
+    if record.round != state.round + 1 or not state.round_ready or state.retry_at_ms is None:
+        return "stale"
+    if entry.at_ms < state.retry_at_ms:
+        return "early_timer"
+    descendants = contract.graph.descendants
+    redone = [step for step in contract.graph.before if step not in state.standing]
+    for step in list(state.standing):  # substitutes of steps that the new round passes are dropped
+        if any(step in descendants[other] for other in redone):
+            del state.standing[step]
+    state.round += 1
+    state.failing, state.failing_since_ms = False, 0
+    state.retry_at_ms, state.round_ready = None, False
+    return None
+
+
+def execute(contract: Saga, state: SagaState, entry: Entry, record: Execute, key: Key) -> Note | None:
+    """The message of a decision: from its append time the step's due is counted."""
+    if not _paid(state, Decision("execute", *key)):
+        return "duplicate" if state.instance(key).triggered else "not_decided"
+    if not state.instance(key).due_ms:
+        state.update(key, due_ms=_due_ms(contract, key[0], entry.at_ms, record.saga_due_ms))
+    return None
+
+
+def compensate(contract: Saga, state: SagaState, entry: Entry, record: Compensate, key: Key) -> Note | None:
+    """The message of a decision: from its append time the compensation's due is counted."""
+    if not _paid(state, Decision("compensate", *key, record.generation)):
+        return "duplicate" if record.generation <= state.instance(key).generation else "not_decided"
+    if record.generation == state.instance(key).generation:
+        state.update(key, compensation_due_ms=entry.at_ms + contract[key[0]].compensation_deadline_ms)
+    return None
+
+
+def saga_stuck(_contract: Saga, state: SagaState, _entry: Entry, record: SagaStuck, key: Key) -> Note | None:
+    """The notice of a decision."""
+    if _paid(state, Decision("stuck", *key, record.generation)):
+        return None
+    return "duplicate" if record.generation <= state.instance(key).generation else "not_decided"
+
+
+def saga_ended(_contract: Saga, state: SagaState, entry: Entry, record: SagaCompleted | SagaCompensated) -> Note | None:
+    """The message of the outcome."""
+    kind = "completed" if isinstance(record, SagaCompleted) else "compensated"
+    if state.outcome is None or state.outcome.kind != kind:
+        return "not_decided"
+    paid = _paid(state, Decision("complete" if kind == "completed" else "compensated"))
+    state.finished_ms = state.finished_ms or entry.at_ms
+    return None if paid else "duplicate"
+
+
+def start_refused(_contract: Saga, state: SagaState, _entry: Entry, record: StartRefused) -> Note | None:
+    """The message of a refusal."""
+    if _paid(state, Decision("refuse_start", reference=record.start)):
+        return None
+    return "duplicate" if state.fold_round(record.start, 1) is not None else "not_decided"
+
+
+def cancel_refused(_contract: Saga, state: SagaState, _entry: Entry, record: CancelRefused) -> Note | None:
+    """The message of a refusal."""
+    if _paid(state, Decision("refuse_cancel", reference=record.request)):
+        return None
+    return "duplicate" if record.request in state.cancels_refused else "not_decided"
+
+
+def signal_received(_contract: Saga, _state: SagaState, _entry: Entry, _record: SignalReceived) -> Note | None:
+    """No step of this contract waits for signals; it stays in the history."""
+    return "stale"
+
+
+OF_SAGA: dict[type[Record], Callable[[Saga, SagaState, Entry, Any], Note | None]] = {
+    SagaStarted: saga_started,
+    CancelRequested: cancel_requested,
+    SignalReceived: signal_received,
+    RoundStarted: round_started,
+    SagaCompleted: saga_ended,
+    SagaCompensated: saga_ended,
+    StartRefused: start_refused,
+    CancelRefused: cancel_refused,
+}
+"""Records about the saga as a whole."""
+
+OF_STEP: dict[type[Record], Callable[[Saga, SagaState, Entry, Any, Key], Note | None]] = {
+    StepCompleted: step_completed,
+    StepFailed: step_failed,
+    StepCompensated: step_compensated,
+    CompensationFailed: compensation_failed,
+    OperatorActed: operator_acted,
+    Execute: execute,
+    Compensate: compensate,
+    SagaStuck: saga_stuck,
+}
+"""Records about one step instance."""
+
+BEFORE_START = (SagaStarted, CancelRequested)
+"""The records that mean something before the start is in the log."""
+
+
+def evolve(contract: Saga, state: SagaState, entry: Entry) -> Note | None:
+    """Apply one record to a state of the caller's own. Total: what does not fit is noted and changes nothing."""
+    record = entry.record
+    state.offset, state.updated_ms = entry.offset, entry.at_ms
+    if not state.started and not isinstance(record, BEFORE_START):
+        state.truncated = True
+        return "before_start"
+    if not isinstance(record, StepRecord):
+        return OF_SAGA[type(record)](contract, state, entry, record)
+    if record.step not in contract:
+        return "unknown_step"
+    saga_round = state.fold_round(record.start, record.round)
+    if saga_round is None:
+        return "unknown_start"
+    if saga_round > state.round:
+        return "not_decided"
+    return OF_STEP[type(record)](contract, state, entry, record, (record.step, saga_round))
+
+
+def _trigger(contract: Saga, state: SagaState, steps: tuple[str, ...], saga_round: int, at_ms: int) -> None:
+    """These steps are in flight from here on, wanted or not (rule 4)."""
+    _, saga_due_ms = state.lineage(saga_round)
+    for step in steps:
+        instance = state.instance((step, saga_round))
+        if not instance.due_ms:
+            state.update((step, saga_round), triggered=True, due_ms=_due_ms(contract, step, at_ms, saga_due_ms))
+
+
+def _due_ms(contract: Saga, step: str, at_ms: int, saga_due_ms: int) -> int:
+    deadline_ms = contract[step].deadline_ms
+    return saga_due_ms if deadline_ms is None else min(saga_due_ms, at_ms + deadline_ms)
+
+
+def _fail(state: SagaState, at_ms: int) -> None:
+    if not state.failing:
+        state.failing, state.failing_since_ms = True, at_ms
+
+
+def _record_failure(state: SagaState, key: Key, failure: Failure, at_ms: int) -> None:
+    state.failures = (*state.failures, (key[0], key[1], failure))
+    _fail(state, at_ms)
+
+
+def _undone(state: SagaState, key: Key, how: Any) -> None:
+    state.undone = (*state.undone, Undone(step=key[0], round=max(key[1], 1), how=how))
+
+
+def _owe(state: SagaState, decision: Decision) -> None:
+    if decision not in state.owed:
+        state.owed = (*state.owed, decision)
+
+
+def _paid(state: SagaState, decision: Decision) -> bool:
+    """The decision's message is in the log. False if it was not owed."""
+    if decision not in state.owed:
+        return False
+    state.owed = tuple(owed for owed in state.owed if owed != decision)
+    return True
+
+
+def _user_value(state: SagaState, entry: Entry, value: msgspec.Raw) -> bytes:
+    """A user's value in the saga's codec."""
+    try:
+        return transcode(bytes(value), entry.content_type, state.content_type)
+    except Undecodable:
+        return b"null" if state.content_type == JSON else b"\xc0"

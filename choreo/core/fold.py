@@ -1,0 +1,38 @@
+"""``fold``: evolve and decide in turn. State, status, recovery and audit are all folds of the same log."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from choreo.contract.saga import Saga
+from choreo.core.decide import decide
+from choreo.core.evolve import evolve
+from choreo.core.state import Decision, Entry, Note, SagaState
+
+
+class Folded(NamedTuple):
+    """The state after a record.
+
+    Attributes:
+        owed: the decisions that this record brought about; all of them, old and new, are in ``state.owed``.
+        note: what was remarkable about the record.
+    """
+
+    state: SagaState
+    owed: tuple[Decision, ...]
+    note: Note | None
+
+
+def fold(contract: Saga, state: SagaState, entry: Entry) -> Folded:
+    """The state after one more record. Pure and total; ``state`` is left as it was.
+
+    A record at or before ``state.offset`` has been folded already and changes nothing.
+    """
+    if entry.offset <= state.offset:
+        return Folded(state, (), "duplicate")
+    draft = state.copy()
+    owed_before = draft.owed
+    note = evolve(contract, draft, entry)
+    decide(contract, draft)
+    owed = draft.owed if not owed_before else tuple(one for one in draft.owed if one not in owed_before)
+    return Folded(draft, owed, note)

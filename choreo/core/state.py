@@ -1,0 +1,271 @@
+"""What is known of one saga after a prefix of its log.
+
+A *step instance* is one step in one round. Rounds count from 1. A second start under the same saga id, with another
+input, has a chain of its own that settles and is undone (rule 13); its instances live in rounds 0, -1, -2, … so that
+"an older round is unwanted" covers them without a special case.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from choreo.messages.headers import JSON
+from choreo.messages.records import AnyRecord, Failure, Undone
+
+Key = tuple[str, int]
+"""A step instance: step name and round."""
+
+First = Literal["completed", "late", "failed", "unknown", "timed_out"]
+"""How an instance's first outcome was: on time; after its due; certainly without effect; crashed; given up waiting."""
+
+Note = Literal[
+    "duplicate",  # said before
+    "late",  # a completion after its due
+    "unwanted",  # a completion that the saga has no use for; it is undone
+    "stale",  # an answer or act for a generation or round that is over
+    "early_timer",  # a time-out whose own append time is not past the due
+    "not_decided",  # a command or outcome in the log that no prefix implies
+    "before_start",  # the saga's start is not in the log
+    "unknown_start",  # descends from a start that is not in the log
+    "unknown_step",  # names a step that the contract does not have
+    "repair",  # something may stand although the outcome is decided
+    "cancel_refused",  # the outcome was decided before
+    "start_refused",  # the id has another input
+    "retry_refused",  # limit reached, saga cancelled, aborted or past its deadline
+    "continue_refused",  # not the failing step's own compensation, or the saga is cancelled, aborted or past its due
+]
+"""What was remarkable about a record. Everything unexpected is noted; nothing is raised, nothing skipped in silence."""
+
+
+class Phase(StrEnum):
+    """Where a saga is, in one word."""
+
+    FORWARD = "forward"
+    COMPENSATING = "compensating"
+    STUCK = "stuck"
+    COMPLETED = "completed"
+    COMPENSATED = "compensated"
+
+
+class Entry(NamedTuple):
+    """A record with what the log says about it.
+
+    Attributes:
+        offset: its position in the partition.
+        at_ms: its append time, the broker's clock.
+        content_type: what its user values are written in.
+        traceparent: trace context to carry on.
+    """
+
+    record: AnyRecord
+    offset: int
+    at_ms: int
+    content_type: str = JSON
+    traceparent: bytes | None = None
+
+
+class Decision(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """Something that a prefix of the log implies; the record that says it is only the message (rule 1).
+
+    Attributes:
+        round: the instance's round as the fold counts it.
+        reference: the refused start's hash, or the refused cancel's request.
+    """
+
+    kind: Literal["execute", "compensate", "stuck", "complete", "compensated", "refuse_start", "refuse_cancel"]
+    step: str = ""
+    round: int = 0
+    generation: int = 0
+    reference: str = ""
+
+
+class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One step in one round.
+
+    Attributes:
+        triggered: its trigger is in the log or decided, so that it is in flight until its first outcome (rule 4).
+        due_ms: its due; 0 until the trigger's append time is known.
+        first: its first outcome; everything later adds doubt, never changes it.
+        completed: a completion on time is in the log, wanted or not: its successors have been triggered by it.
+        effect: what it returned, in the saga's codec.
+        runs: the outcomes seen, as ``kind:run``; the same again is a duplicate (rule 6).
+        may_stand: it may have an effect that nobody has undone yet.
+        awaits_answer: a ``Compensate`` is decided and not answered.
+        generation: of the last ``Compensate`` decided; 0 for none.
+        ran_again: since that decision another run may have had an effect (rule 11).
+        own: that ``Compensate`` was the failed step's own (rule 8).
+        compensation_due_ms: 0 until the command's append time is known.
+        stuck: its compensation failed for good.
+        offer: ``continue`` was answered (``offered``), or a substitute stands in its place (``taken``).
+        substitute: the substitute's effect.
+    """
+
+    triggered: bool = False
+    due_ms: int = 0
+    first: First | None = None
+    completed: bool = False
+    effect: bytes | None = None
+    failure: Failure | None = None
+    runs: tuple[str, ...] = ()
+    may_stand: bool = False
+    awaits_answer: bool = False
+    generation: int = 0
+    ran_again: bool = False
+    own: bool = False
+    compensation_due_ms: int = 0
+    stuck: bool = False
+    compensation_failure: Failure | None = None
+    offer: Literal["", "offered", "taken"] = ""
+    substitute: bytes | None = None
+
+    @property
+    def in_flight(self) -> bool:
+        return self.triggered and self.first is None
+
+
+class Foreign(msgspec.Struct, frozen=True):
+    """A second start under the same id, with another input (rule 13)."""
+
+    start: str
+    input: bytes
+    due_ms: int
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the saga ended, fixed when it was decided (rule 14).
+
+    Attributes:
+        compensations: what was undone until then, in order.
+    """
+
+    kind: Literal["completed", "compensated"]
+    step: str | None = None
+    failure: Failure | None = None
+    compensations: tuple[Undone, ...] = ()
+
+
+class SagaState(msgspec.Struct, omit_defaults=True):
+    """All that a prefix of the log implies about one saga. Treat as a value: ``fold`` returns a new one.
+
+    Attributes:
+        saga, version, contract_hash, rules: what the start pins.
+        start: hash of the input; empty until the start is in the log.
+        input: in the saga's codec, ``content_type``.
+        started_ms, due_ms: append time of the start, and that plus the saga's deadline.
+        round: the current one.
+        failing: on the way back, or waiting to settle before it.
+        failing_since_ms: append time of the record that turned the saga round.
+        cancelled, aborted: sticky.
+        retry_at_ms: a compensation has asked for the next round, not before this; ``None`` if none has.
+        round_ready: all that has to be undone for it is; only the time is missing.
+        standing: step → round in which it stands (rule 7).
+        owed: decided, and its record not yet in the log.
+        undone: compensations that ended, in order.
+        requests: ids of the calls that started the saga, the last few.
+        offset, updated_ms: of the last record folded.
+        finished_ms: append time of the outcome's record; 0 until it is in the log.
+        truncated: records were found, but not the start: retention has cut it off (rule 21).
+    """
+
+    saga_id: str
+    saga: str = ""
+    version: int = 0
+    contract_hash: str = ""
+    rules: int = 0
+    content_type: str = JSON
+    traceparent: bytes | None = None
+    start: str = ""
+    input: bytes = b""
+    started_ms: int = 0
+    due_ms: int = 0
+    round: int = 1
+    failing: bool = False
+    failing_since_ms: int = 0
+    cancelled: bool = False
+    cancel_reason: str = ""
+    aborted: bool = False
+    retry_at_ms: int | None = None
+    round_ready: bool = False
+    standing: dict[str, int] = {}
+    instances: dict[Key, Instance] = {}
+    failures: tuple[tuple[str, int, Failure], ...] = ()
+    foreign: tuple[Foreign, ...] = ()
+    owed: tuple[Decision, ...] = ()
+    undone: tuple[Undone, ...] = ()
+    outcome: Outcome | None = None
+    requests: tuple[str, ...] = ()
+    cancels_refused: tuple[str, ...] = ()
+    offset: int = -1
+    updated_ms: int = 0
+    finished_ms: int = 0
+    truncated: bool = False
+
+    @property
+    def started(self) -> bool:
+        return self.start != ""
+
+    @property
+    def phase(self) -> Phase:
+        if any(instance.stuck for instance in self.instances.values()):
+            return Phase.STUCK
+        if self.outcome is not None:
+            return Phase(self.outcome.kind)
+        return Phase.COMPENSATING if self.failing else Phase.FORWARD
+
+    @property
+    def is_settled(self) -> bool:
+        """Nothing more will happen to the saga unless a new record comes: its state can leave the memory."""
+        return (
+            self.outcome is not None
+            and not self.owed
+            and not any(i.in_flight or i.awaits_answer or i.stuck for i in self.instances.values())
+        )
+
+    def copy(self) -> SagaState:
+        """A state of its own to work on: containers are copied, the frozen values in them shared."""
+        copy = msgspec.structs.replace(self)
+        copy.standing = dict(self.standing)
+        copy.instances = dict(self.instances)
+        return copy
+
+    def instance(self, key: Key) -> Instance:
+        return self.instances.get(key, UNTOUCHED)
+
+    def update(self, key: Key, **changes: object) -> Instance:
+        """Replace fields of one instance."""
+        instance = msgspec.structs.replace(self.instances.get(key, UNTOUCHED), **changes)
+        self.instances[key] = instance
+        return instance
+
+    def fold_round(self, start: str, wire_round: int) -> int | None:
+        """The round of a record that descends from ``start``; ``None`` if that start is not in the log."""
+        if start == self.start:
+            return wire_round
+        for index, foreign in enumerate(self.foreign):
+            if foreign.start == start and wire_round == 1:
+                return -index
+        return None
+
+    def wire_round(self, fold_round: int) -> tuple[str, int]:
+        """The start and the round by which records name an instance."""
+        return (self.start, fold_round) if fold_round > 0 else (self.foreign[-fold_round].start, 1)
+
+    def lineage(self, fold_round: int) -> tuple[bytes, int]:
+        """Input and due of the start that a round descends from."""
+        if fold_round > 0:
+            return self.input, self.due_ms
+        foreign = self.foreign[-fold_round]
+        return foreign.input, foreign.due_ms
+
+    def first_failure(self) -> tuple[str, Failure] | None:
+        """The failure that the current round goes back for: the first in the log."""
+        for step, saga_round, failure in self.failures:
+            if saga_round == self.round:
+                return step, failure
+        return None
+
+
+UNTOUCHED = Instance()

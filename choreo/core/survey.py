@@ -1,0 +1,41 @@
+"""A look over a saga's instances: what is in flight, and what is still to be undone."""
+
+from __future__ import annotations
+
+from choreo.core.state import Key, SagaState
+
+
+class Survey:
+    """The instances that matter to the way back.
+
+    Attributes:
+        in_flight: triggered and without an outcome (rule 4).
+        awaiting: their Compensate is not answered.
+        stuck: their compensation failed for good.
+        candidates: may stand and are not wanted, and nothing is under way for them.
+        uncompensated: all but the first: nothing that they build on may be undone yet.
+    """
+
+    def __init__(self, state: SagaState) -> None:
+        going_back = state.failing or (state.outcome is not None and state.outcome.kind == "compensated")
+        self.in_flight: list[Key] = []
+        self.awaiting: list[Key] = []
+        self.stuck: list[Key] = []
+        self.candidates: list[Key] = []
+        for key, instance in state.instances.items():
+            if instance.in_flight:
+                self.in_flight.append(key)
+            elif instance.awaits_answer:
+                self.awaiting.append(key)
+            elif instance.stuck:
+                self.stuck.append(key)
+            elif instance.may_stand:
+                wanted = not going_back and state.standing.get(key[0]) == key[1] and instance.offer != "taken"
+                if not wanted:
+                    self.candidates.append(key)
+        self.uncompensated = [*self.candidates, *self.awaiting, *self.stuck]
+
+    @property
+    def is_settled(self) -> bool:
+        """Nothing is in flight and no compensation is owed or unanswered."""
+        return not self.in_flight and not self.uncompensated

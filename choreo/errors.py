@@ -22,6 +22,8 @@
 ``retriable`` says whether the same call may succeed later without a change by a person.
 """
 
+# ruff: noqa: N818 -- a name says what happened; that it is an error, its base says
+
 from __future__ import annotations
 
 

@@ -1,7 +1,8 @@
 """Ids of records, derived from what they say, so that a resend or a second decision is recognised.
 
-Every id begins with the saga and the start it descends from (a saga id can be started twice with different inputs;
-their chains must not be mixed up). Nothing here is random: a run id is drawn by the worker and handed in.
+Every id begins with the saga id. What a start leads to goes on with the hash of that start (a saga id can be started
+twice with different inputs; their chains must not be mixed up); cancels, signals and the outcome concern the saga
+under whichever start. Nothing here is random: a run id is drawn by the worker and handed in.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import re
 from hashlib import sha256
 
-SAGA_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,199}$"
-STEP_NAME_PATTERN = r"^[a-z][a-z0-9_]{0,63}$"
-SAGA_NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,99}$"
+# They end in \Z because $ would let a final newline pass; the JSON Schemas, written for other dialects, say $ again.
+SAGA_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,199}\Z"
+STEP_NAME_PATTERN = r"^[a-z][a-z0-9_]{0,63}\Z"
+SAGA_NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,99}\Z"
+START_HASH_PATTERN = r"^[0-9a-f]{16}\Z"
+CONTRACT_HASH_PATTERN = r"^[0-9a-f]{32}\Z"
 
 _SAGA_ID = re.compile(SAGA_ID_PATTERN)
 
 
 def is_saga_id(text: str) -> bool:
-    """Whether the text may be a saga id: 1 to 200 characters of ``A-Z a-z 0-9 . _ : / -``, the first one alphanumeric."""
+    """Whether the text may be a saga id: 1 to 200 of ``A-Z a-z 0-9 . _ : / -``, the first one a letter or digit."""
     return _SAGA_ID.match(text) is not None
 
 

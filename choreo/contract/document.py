@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from hashlib import sha256
+from typing import Annotated
 
 import msgspec
 
-from choreo.contract.policy import CompensateOnFailure
+from choreo.contract.policy import DURATION_MS_MAX, CompensateOnFailure
 from choreo.contract.saga import Saga, StepSpec
 from choreo.errors import Undecodable
 
+Millis = Annotated[int, msgspec.Meta(ge=1, le=DURATION_MS_MAX)]
+
 
 class ContractDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """A contract on the wire: the fields of ``Saga``, durations in milliseconds."""
+    """A contract on the wire: the fields of ``Saga``, durations in milliseconds.
+
+    Attributes:
+        name: names the topic ``choreo.<name>``.
+        version: another one with every change.
+        deadline_ms: from the append of ``SagaStarted``.
+        settle_ms: how long a step in flight may still take once the saga is failing.
+        grace_ms: how long past its due a step's outcome is waited for.
+        compensate_on_failure: policy of the steps that have none of their own.
+        steps: in the order in which they run.
+        description: for people; not part of the content hash.
+    """
 
     name: str
     version: int
-    deadline_ms: int
-    settle_ms: int
-    grace_ms: int
+    deadline_ms: Millis
+    settle_ms: Millis
+    grace_ms: Millis
     compensate_on_failure: CompensateOnFailure
     steps: tuple[StepSpec, ...]
     description: str = ""
@@ -41,15 +56,15 @@ def from_json(value: bytes) -> Saga:
     """
     try:
         document = _decoder.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
         raise Undecodable(f"not a contract document: {error}") from error
     return Saga(
         document.name,
         *document.steps,
         version=document.version,
-        deadline=document.deadline_ms / 1_000,
-        settle=document.settle_ms / 1_000,
-        grace=document.grace_ms / 1_000,
+        deadline=timedelta(milliseconds=document.deadline_ms),
+        settle=timedelta(milliseconds=document.settle_ms),
+        grace=timedelta(milliseconds=document.grace_ms),
         compensate_on_failure=document.compensate_on_failure,
         description=document.description,
     )

@@ -18,6 +18,9 @@ CompensateOnFailure = Literal["if_unknown", "always", "never"]
 ``always``: first of all, also after a definite failure (as Sage does). ``never``: not at all (as PhoenixMicro does).
 """
 
+DURATION_MS_MAX = 2**52
+"""Added to a time of today this stays below 2**53, so JSON readers of any language keep every millisecond."""
+
 _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
@@ -26,7 +29,7 @@ def duration_ms(value: Duration) -> int:
     """The duration in whole milliseconds.
 
     Raises:
-        ValueError: the text is not a sum of numbers with a unit of ms, s, m, h or d, or the duration is not positive.
+        ValueError: the text is not a sum of numbers with a unit of ms, s, m, h or d, or the duration is out of range.
     """
     if isinstance(value, timedelta):
         milliseconds = value / timedelta(milliseconds=1)
@@ -36,13 +39,13 @@ def duration_ms(value: Duration) -> int:
         milliseconds = sum(float(number) * _UNITS_MS[unit] for number, unit in _DURATION.findall(value))
     else:
         milliseconds = value * 1_000
-    if not 0 < milliseconds < 2**53:
-        raise ValueError(f"duration {value!r} is not positive and finite")
+    if not 0 < milliseconds <= DURATION_MS_MAX:
+        raise ValueError(f"duration {value!r} is not above zero and at most {duration_text(DURATION_MS_MAX)}")
     return max(1, round(milliseconds))
 
 
 def duration_text(milliseconds: int) -> str:
-    """The shortest of the texts that ``duration_ms`` reads: 90000 is ``1m30s``."""
+    """A text that ``duration_ms`` reads, units from large to small: 90000 is ``1m30s``."""
     parts = []
     for unit in ("d", "h", "m", "s", "ms"):
         count, milliseconds = divmod(milliseconds, _UNITS_MS[unit])
@@ -54,11 +57,14 @@ def duration_text(milliseconds: int) -> str:
 class Retries(msgspec.Struct, frozen=True):
     """Attempts of a handler beyond the first, with exponential backoff.
 
-    Before retry n (1, 2, …) the worker waits ``min(backoff_ms_max, backoff_ms_base * 2**(n - 1))`` milliseconds, or with
-    ``jitter`` a uniform draw between zero and that ("full jitter", Brooker, AWS Architecture Blog, 2015).
+    Before retry n (1, 2, …) the worker waits ``min(backoff_ms_max, backoff_ms_base * 2**(n - 1))`` milliseconds, or
+    with ``jitter`` a uniform draw between zero and that ("full jitter", Brooker, AWS Architecture Blog, 2015).
 
     Attributes:
         limit: extra attempts; 0 is one attempt in all.
+        backoff_ms_base: the wait before the first retry; doubled for each further one.
+        backoff_ms_max: no wait is longer.
+        jitter: draw each wait between zero and that length, so that many workers do not retry in step.
     """
 
     limit: int = 0

@@ -13,7 +13,7 @@ def text(saga: Saga) -> str:
         f"deadline {duration_text(saga.deadline_ms)}, own compensation of a failed step: {saga.compensate_on_failure}",
     ]
     if saga.description:
-        lines.insert(1, saga.description)
+        lines.insert(1, _one_line(saga.description))
     width = max(len(step.name) for step in saga.steps)
     back_width = max(len(step.compensation or "nothing to undo") for step in saga.steps)
     for step in saga.steps:
@@ -25,17 +25,26 @@ def text(saga: Saga) -> str:
 
 
 def mermaid(saga: Saga) -> str:
-    """A flowchart: solid arrows forward, dotted arrows to the compensations."""
-    lines = ["flowchart LR", "    started((start))"]
+    """A flowchart: solid arrows forward, dotted arrows to the compensations.
+
+    Nodes have prefixes and labels quotes, because a step may be called ``end`` or ``style``, words of Mermaid's own.
+    """
+    lines = ["flowchart LR", '    saga_start(("start"))']
     for step in saga.steps:
-        lines.append(f"    {step.name}[{step.name}]")
-        lines += [f"    {other} --> {step.name}" for other in (step.after or ("started",))]
+        lines.append(f'    do_{step.name}["{step.name}"]')
+        lines += [f"    do_{other} --> do_{step.name}" for other in step.after]
+        if not step.after:
+            lines.append(f"    saga_start --> do_{step.name}")
         if step.compensation is not None:
-            lines.append(f"    {step.name} -.undo.-> {step.name}__undo([{step.compensation}])")
-    last = [step.name for step in saga.steps if not saga.graph.after[step.name]]
-    lines.append("    completed((end))")
-    lines += [f"    {name} --> completed" for name in last]
+            lines.append(f'    do_{step.name} -. undo .-> undo_{step.name}(["{step.compensation}"])')
+    lines.append('    saga_end(("end"))')
+    lines += [f"    do_{step.name} --> saga_end" for step in saga.steps if not saga.graph.after[step.name]]
     return "\n".join(lines)
+
+
+def _one_line(description: str) -> str:
+    """The description without anything that could move a terminal's cursor: contracts come over the wire, too."""
+    return "".join(character if character.isprintable() else " " for character in " ".join(description.split()))
 
 
 def _limits(step: StepSpec) -> str:
@@ -43,7 +52,7 @@ def _limits(step: StepSpec) -> str:
     if step.deadline_ms is not None:
         limits.append(f"deadline {duration_text(step.deadline_ms)}")
     if step.retries.limit:
-        limits.append(f"{step.retries.limit} retries")
+        limits.append("1 retry" if step.retries.limit == 1 else f"{step.retries.limit} retries")
     return ", ".join(limits)
 
 

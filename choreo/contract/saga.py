@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cached_property
 
 import msgspec
@@ -18,6 +19,7 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A step of a saga, all defaults filled in. Made by ``Step``.
 
     Attributes:
+        name: unique in the saga.
         after: the steps whose effects this one builds on; empty for a step that starts with the saga.
         compensation: the name of what undoes the step; ``None`` if nothing has to be undone.
         timeout_ms: bound of one attempt, enforced by the worker.
@@ -125,7 +127,9 @@ class Saga:
         specs: list[StepSpec] = []
         for step in steps:
             previous = specs[-1].name if specs else None
-            specs.append(step if isinstance(step, StepSpec) else _fill_in(step, previous, compensate_on_failure, problems))
+            specs.append(
+                step if isinstance(step, StepSpec) else _fill_in(step, previous, compensate_on_failure, problems)
+            )
         times = {
             what: _milliseconds(value, f"saga {name!r}: {what}", problems)
             for what, value in (("deadline", deadline), ("settle", settle), ("grace", grace))
@@ -183,9 +187,9 @@ class Saga:
             *self.steps,
             *steps,
             version=self.version if version is None else version,
-            deadline=self.deadline_ms / 1_000,
-            settle=self.settle_ms / 1_000,
-            grace=self.grace_ms / 1_000,
+            deadline=timedelta(milliseconds=self.deadline_ms),
+            settle=timedelta(milliseconds=self.settle_ms),
+            grace=timedelta(milliseconds=self.grace_ms),
             compensate_on_failure=self.compensate_on_failure,
             description=self.description,
         )
@@ -223,8 +227,6 @@ def _fill_in(step: Step, previous: str | None, policy: CompensateOnFailure, prob
         deadline_ms=deadline,
         retries=_retries(step.retries),
         compensation_retries=_retries(step.compensation_retries),
-        compensation_deadline_ms=_milliseconds(
-            step.compensation_deadline, f"{where}: compensation_deadline", problems
-        ),
+        compensation_deadline_ms=_milliseconds(step.compensation_deadline, f"{where}: compensation_deadline", problems),
         compensate_on_failure=step.compensate_on_failure or policy,
     )

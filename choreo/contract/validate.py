@@ -7,7 +7,8 @@ from collections import Counter
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, get_args
 
-from choreo.contract.policy import CompensateOnFailure, Retries, duration_text
+from choreo.contract.graph import Graph
+from choreo.contract.policy import DURATION_MS_MAX, CompensateOnFailure, Retries, duration_text
 from choreo.ids import SAGA_NAME_PATTERN, STEP_NAME_PATTERN
 
 if TYPE_CHECKING:
@@ -15,19 +16,25 @@ if TYPE_CHECKING:
 
 STEPS_MAX = 256
 RETRIES_MAX = 1_000
+VERSION_MAX = 1_000_000  # what a record can carry
+NAMES_TAKEN = frozenset({"contracts"})  # choreo.contracts is the topic of the contracts themselves
 
 
 def problems_of(saga: Saga) -> list[str]:
     """All problems, each a sentence that names the input, the rule, and what to do."""
     problems = list(_saga_problems(saga))
+    if len(saga.steps) > STEPS_MAX:
+        return problems  # looking for hints among any number of names would take any time
     names = [step.name for step in saga.steps]
     for name, count in Counter(names).items():
         if count > 1:
             problems.append(f"step {name!r} is defined {count} times; give each step a name of its own")
     for step in saga.steps:
         problems += _step_problems(step, names)
-    if len(set(names)) == len(names) and saga.graph.cyclic:
-        cycle = ", ".join(repr(step) for step in saga.graph.cyclic)
+    # A step that waits for itself is told so by its own problem.
+    graph = Graph({step.name: tuple(other for other in step.after if other != step.name) for step in saga.steps})
+    if len(set(names)) == len(names) and graph.cyclic:
+        cycle = ", ".join(repr(step) for step in graph.cyclic)
         problems.append(f"steps {cycle} wait for each other in a circle; remove one of their 'after'")
     return problems
 
@@ -36,12 +43,14 @@ def _saga_problems(saga: Saga) -> list[str]:
     problems = []
     if not re.match(SAGA_NAME_PATTERN, saga.name):
         problems.append(f"name {saga.name!r} must match {SAGA_NAME_PATTERN}: it becomes part of a topic's name")
+    if saga.name in NAMES_TAKEN:
+        problems.append(f"name {saga.name!r} is taken: choreo.{saga.name} is a topic of choreo's own; choose another")
     if not saga.steps:
         problems.append("it has no steps; give it at least one")
     if len(saga.steps) > STEPS_MAX:
         problems.append(f"it has {len(saga.steps)} steps; at most {STEPS_MAX} are allowed")
-    if saga.version < 1:
-        problems.append(f"version {saga.version} is below 1; count from 1")
+    if not 1 <= saga.version <= VERSION_MAX:
+        problems.append(f"version {saga.version} is not between 1 and {VERSION_MAX}; count from 1")
     problems += _policy_problems("compensate_on_failure", saga.compensate_on_failure)
     return problems
 
@@ -62,7 +71,11 @@ def _step_problems(step: StepSpec, names: list[str]) -> list[str]:
             problems.append(f"{where}: after={other!r} names no step; {hint}")
     if len(set(step.after)) < len(step.after):
         problems.append(f"{where}: 'after' names a step twice")
-    if step.deadline_ms is not None and step.deadline_ms < step.timeout_ms:
+    for what in ("timeout_ms", "deadline_ms", "compensation_deadline_ms"):
+        milliseconds = getattr(step, what)
+        if milliseconds is not None and not 0 < milliseconds <= DURATION_MS_MAX:
+            problems.append(f"{where}: {what} {milliseconds} is not between 1 and {DURATION_MS_MAX}")
+    if step.deadline_ms is not None and 0 < step.deadline_ms < step.timeout_ms:
         problems.append(
             f"{where}: deadline {duration_text(step.deadline_ms)} is shorter than the timeout of one attempt, "
             f"{duration_text(step.timeout_ms)}; lower the timeout or raise the deadline"
@@ -77,10 +90,10 @@ def _retries_problems(what: str, retries: Retries) -> list[str]:
     problems = []
     if not 0 <= retries.limit <= RETRIES_MAX:
         problems.append(f"{what}: limit {retries.limit} is not between 0 and {RETRIES_MAX}")
-    if not 0 < retries.backoff_ms_base <= retries.backoff_ms_max:
+    if not 0 < retries.backoff_ms_base <= retries.backoff_ms_max <= DURATION_MS_MAX:
         problems.append(
             f"{what}: backoff_ms_base {retries.backoff_ms_base} must be positive and at most "
-            f"backoff_ms_max {retries.backoff_ms_max}"
+            f"backoff_ms_max {retries.backoff_ms_max}, and that at most {DURATION_MS_MAX}"
         )
     return problems
 

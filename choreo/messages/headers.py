@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from choreo.messages.records import Record, StepRecord, TYPE_BY_TAG
+from choreo.messages.records import TYPE_BY_TAG, Record, RoundStarted, StepRecord
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -33,7 +33,10 @@ class Route(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         kind: the record's type; ``None`` where the header is missing or unknown.
-        step, round, start, generation: as in the record; empty or zero where it has none.
+        step: the step that the record is about; empty for records about the saga, an outcome's failed step included.
+        round, start, generation: as in the record; zero where it has none.
+        traceparent: W3C trace context of what caused the record.
+        content_type: of the value; JSON where nothing is said.
     """
 
     kind: type[Record] | None
@@ -59,10 +62,10 @@ def make_headers(record: Record, *, source: str, content_type: str, traceparent:
     ]
     if isinstance(record, StepRecord):
         headers.append(("choreo_step", step.encode()))
+    if isinstance(record, StepRecord | RoundStarted):
         headers.append(("choreo_round", b"%d" % record.round))
-        generation = getattr(record, "generation", 0)
-        if generation:
-            headers.append(("choreo_generation", b"%d" % generation))
+    if generation := getattr(record, "generation", 0):
+        headers.append(("choreo_generation", b"%d" % generation))
     if traceparent is not None:
         headers.append(("traceparent", traceparent))
     return tuple(headers)

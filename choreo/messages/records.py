@@ -22,7 +22,7 @@ RULES = 1
 SagaId = Annotated[str, msgspec.Meta(pattern=ids.SAGA_ID_PATTERN, max_length=200)]
 SagaName = Annotated[str, msgspec.Meta(pattern=ids.SAGA_NAME_PATTERN)]
 StepName = Annotated[str, msgspec.Meta(pattern=ids.STEP_NAME_PATTERN)]
-StartHash = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
+StartHash = Annotated[str, msgspec.Meta(pattern=ids.START_HASH_PATTERN)]
 Counter = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
 Round = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Millis = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -42,6 +42,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         kind: ``rejected`` by the handler's own decision; ``crashed`` with an exception; ``timed_out``; ``cancelled``.
         code: a short word of the program's own ("card_declined"), or one of choreo's ("undecodable", "deadline").
+        message: what happened, in words.
         exception_type: module and name of the exception's class.
         traceback: as Python prints it, cut to its end if it is long.
     """
@@ -74,7 +75,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_
 
 
 class StepRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """What all records about one step in one round have."""
+    """What all records about one step in one round have.
+
+    Attributes:
+        step: the step's name in the contract.
+        round: 1, and one more with every forward retry of the saga.
+    """
 
     step: StepName
     round: Round = 1
@@ -96,7 +102,7 @@ class SagaStarted(Record, frozen=True, kw_only=True, omit_defaults=True, tag="sa
         input: the user's input.
     """
 
-    contract_hash: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}$")]
+    contract_hash: Annotated[str, msgspec.Meta(pattern=ids.CONTRACT_HASH_PATTERN)]
     request: RunId
     saga_deadline_ms: Millis
     input: msgspec.Raw
@@ -108,7 +114,13 @@ class SagaStarted(Record, frozen=True, kw_only=True, omit_defaults=True, tag="sa
 
 
 class CancelRequested(Record, frozen=True, kw_only=True, omit_defaults=True, tag="cancel_requested"):
-    """Somebody wants the saga undone. ``start`` is that of the saga where the client knows it, else sixteen zeros."""
+    """Somebody wants the saga undone. ``start`` is that of the saga where the client knows it, else sixteen zeros.
+
+    Attributes:
+        request: drawn once for each call; tells a second cancel from a resend.
+        reason: for people.
+        requested_by: who, for people.
+    """
 
     request: RunId
     reason: Text = ""
@@ -120,7 +132,13 @@ class CancelRequested(Record, frozen=True, kw_only=True, omit_defaults=True, tag
 
 
 class SignalReceived(Record, frozen=True, kw_only=True, omit_defaults=True, tag="signal_received"):
-    """Something outside the saga has happened that one of its steps may wait for."""
+    """Something outside the saga has happened that one of its steps may wait for.
+
+    Attributes:
+        request: drawn once for each call; tells a second signal from a resend.
+        name: which signal; a step waits for it by this name.
+        payload: the user's value.
+    """
 
     request: RunId
     name: StepName
@@ -138,6 +156,9 @@ class OperatorActed(StepRecord, frozen=True, kw_only=True, omit_defaults=True, t
         act: ``retry`` gives the next generation; ``skip`` takes this one as undone; ``resolve`` takes all that is
             left as undone by hand and gives the saga its outcome.
         generation: the generation that is stuck; an act on another one is recorded and changes nothing.
+        request: drawn once for each call; tells a second act from a resend.
+        operator: who acted.
+        reason: why, for the audit.
     """
 
     act: Literal["retry", "skip", "resolve"]
@@ -187,9 +208,12 @@ class StepFailed(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag=
     """A step gave up; or, with ``failure.kind == "timed_out"`` and no run, the saga-log gave up waiting for it.
 
     Attributes:
+        failure: what went wrong.
         run: as in ``StepCompleted``; empty when the saga-log writes it.
         effect: ``none`` only if the step has certainly left nothing behind (rule 5).
         abort: forbids any later retry of the saga.
+        attempts: how many attempts the run took.
+        duration_ms: of all attempts, by the worker's monotonic clock; for display.
     """
 
     failure: Failure
@@ -205,7 +229,13 @@ class StepFailed(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag=
 
 
 class Execute(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="execute"):
-    """Run this step: a join, or the frontier of a new round (rule 10). A trigger like a predecessor's event."""
+    """Run this step: a join, or the frontier of a new round (rule 10). A trigger like a predecessor's event.
+
+    Attributes:
+        saga_due_ms: the saga's due, which bounds the step's own.
+        input: the saga's input.
+        effects: of the steps that this one builds on.
+    """
 
     saga_due_ms: Millis
     input: msgspec.Raw
@@ -221,6 +251,7 @@ class Compensate(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag=
 
     Attributes:
         generation: 1, and one more each time the command had to be given again (rule 11).
+        deadline_ms: how long after this record's append an answer is waited for.
         own: the step is itself one that failed; only then may the answer be ``continue``.
         effect: what the step returned; absent if it never completed.
         failure: the failure that the saga goes back for; absent after a cancel.
@@ -244,11 +275,16 @@ class StepCompensated(StepRecord, frozen=True, kw_only=True, omit_defaults=True,
     """The answer to ``Compensate``.
 
     Attributes:
+        generation: as in the command.
+        run: drawn once for each execution of the compensation.
         undone: whether there was an effect and it is gone; false if there was nothing to undo.
         verdict: ``proceed`` on the way back; ``retry`` forward as the next round; ``continue`` with ``effect`` in
             place of the step's own; ``abort``: proceed, and never retry.
         retry_limit: with ``retry``: honoured while the limit is above the current round.
         backoff_ms: with ``retry``: how long to wait, jitter already drawn.
+        effect: with ``continue``: what stands in for the step's effect; absent otherwise.
+        attempts: how many attempts the run took.
+        duration_ms: of all attempts, by the worker's monotonic clock; for display.
     """
 
     generation: Counter
@@ -267,7 +303,15 @@ class StepCompensated(StepRecord, frozen=True, kw_only=True, omit_defaults=True,
 
 
 class CompensationFailed(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="compensation_failed"):
-    """A compensation gave up after its retries; or, without a run, the saga-log gave up waiting for the answer."""
+    """A compensation gave up after its retries; or, without a run, the saga-log gave up waiting for the answer.
+
+    Attributes:
+        generation: as in the command.
+        failure: what went wrong.
+        run: drawn once for each execution of the compensation; empty when the saga-log writes it.
+        attempts: how many attempts the run took.
+        duration_ms: of all attempts, by the worker's monotonic clock; for display.
+    """
 
     generation: Counter
     failure: Failure
@@ -281,7 +325,11 @@ class CompensationFailed(StepRecord, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class RoundStarted(Record, frozen=True, kw_only=True, omit_defaults=True, tag="round_started"):
-    """The saga goes forward again after a compensation's ``retry``, its backoff over."""
+    """The saga goes forward again after a compensation's ``retry``, its backoff over.
+
+    Attributes:
+        round: the one that begins; the saga's start is round 1.
+    """
 
     round: Round
 
@@ -294,6 +342,8 @@ class SagaStuck(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="
     """A notice, not an outcome: a compensation has failed for good and an operator is needed (rule 16).
 
     Attributes:
+        generation: the one that has failed; an operator's act names it.
+        failure: of the compensation.
         remaining: the steps still to be undone, in the order in which that would happen, the stuck one first.
     """
 
@@ -310,6 +360,8 @@ class Undone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One compensation in an outcome's account.
 
     Attributes:
+        step: the step's name in the contract.
+        round: of the step's effect.
         how: ``undone``; ``nothing_to_undo`` said the service; ``no_compensation`` is defined, so it was skipped;
             ``skipped`` or ``resolved`` by an operator.
     """
@@ -342,6 +394,7 @@ class SagaCompensated(Record, frozen=True, kw_only=True, omit_defaults=True, tag
         cause: what sent the saga back.
         step, failure: the first failure in the log; absent when the saga was cancelled before any.
         compensations: what was undone, in order.
+        reason: of the cancel; empty otherwise.
     """
 
     cause: Literal["failed", "cancelled"]
@@ -370,7 +423,12 @@ class StartRefused(Record, frozen=True, kw_only=True, omit_defaults=True, tag="s
 
 
 class CancelRefused(Record, frozen=True, kw_only=True, omit_defaults=True, tag="cancel_refused"):
-    """The answer to a cancel that came after the outcome was decided (rule 14)."""
+    """The answer to a cancel that came after the outcome was decided (rule 14).
+
+    Attributes:
+        request: the cancel's.
+        reason: why it was refused, for people.
+    """
 
     request: RunId
     reason: Text = ""

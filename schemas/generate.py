@@ -1,0 +1,57 @@
+"""Writes the JSON Schemas that stand beside this file.
+
+Run it from the project's root:
+
+    python -m schemas.generate           writes them
+    python -m schemas.generate --check   changes nothing; exits 1 and lists the files that differ
+"""
+
+# ruff: noqa: INP001, T201 -- a script, not a package, and its output is its answer
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from choreo.messages.schema import json_schemas
+
+FOLDER = Path(__file__).parent
+
+
+def generated() -> dict[str, str]:
+    """The text of every file, by file name."""
+    return {
+        f"{name}.schema.json": json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        for name, document in json_schemas().items()
+    }
+
+
+def drifted() -> list[str]:
+    """The files that differ from what the code says: changed, missing, or left over."""
+    wanted = generated()
+    found = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.schema.json")}
+    return sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+
+
+def main(arguments: list[str]) -> int:
+    """The script; its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m schemas.generate", description="Write the JSON Schemas.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a file differs")
+    drift = drifted()
+    if parser.parse_args(arguments).check:
+        for name in drift:
+            print(f"schemas/{name} differs from the code; run python -m schemas.generate")
+        return 1 if drift else 0
+    wanted = generated()
+    for name in drift:
+        if name in wanted:
+            (FOLDER / name).write_text(wanted[name], encoding="utf-8")
+        else:
+            (FOLDER / name).unlink()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

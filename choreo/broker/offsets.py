@@ -66,7 +66,7 @@ class OffsetTracker:
 
     def begin(self, offset: int) -> None:
         """A record was delivered. Offsets ascend; what they leave out is not in the log."""
-        assert offset >= self._next, "offsets are delivered in ascending order"  # noqa: S101
+        assert offset >= self._next, "offsets are delivered in ascending order"
         self._entry_of[offset] = len(self._offsets) + self._trimmed
         self._offsets.append(offset)
         self._states.append(_UNFINISHED)
@@ -75,7 +75,7 @@ class OffsetTracker:
 
     def finish(self, offset: int) -> None:
         """The record that began at ``offset`` needs no more work."""
-        assert offset in self._entry_of, "a record begins once and finishes once"  # noqa: S101
+        assert offset in self._entry_of, "a record begins once and finishes once"
         index = self._entry_of.pop(offset) - self._trimmed
         self._states[index] = _FINISHED
         self._changed = True
@@ -156,7 +156,7 @@ class OffsetTracker:
 def _encode(base: int, ranges: Iterable[Range]) -> tuple[str, int]:
     """The tail for ranges above ``base``, cut to what a commit can carry, and how many characters it had uncut."""
     texts: list[str] = []
-    chars_kept, chars_full = len(_PREFIX) - 1, len(_PREFIX) - 1  # the first run needs no comma
+    chars_full = len(_PREFIX) - 1  # the first run needs no comma
     unfinished_from = base
     for start, end in _joined(ranges):
         if start <= base:
@@ -165,14 +165,11 @@ def _encode(base: int, ranges: Iterable[Range]) -> tuple[str, int]:
         text = f"{start - unfinished_from}+{length}" if length > 1 else f"{start - unfinished_from}"
         chars_full += len(text) + 1
         if chars_full <= COMMIT_METADATA_MAX_CHARS:
-            chars_kept = chars_full
             texts.append(text)
         unfinished_from = end
     if not texts:
         return "", 0
-    encoded = _PREFIX + ",".join(texts)
-    assert len(encoded) == chars_kept, "the length was counted as the text was built"  # noqa: S101
-    return encoded, chars_full
+    return _PREFIX + ",".join(texts), chars_full
 
 
 def _joined(ranges: Iterable[Range]) -> Iterator[Range]:

@@ -113,3 +113,21 @@ class WaitTimeout(SagaError):
     """The wait has ended, the saga has not. Ask ``status`` with the same id later."""
 
     retriable = True
+
+
+class SagaFailed(SagaError):
+    """The saga was compensated: what it did is undone.
+
+    Attributes:
+        outcome: the ``SagaCompensated`` record.
+        step, kind, code: of the first failure; empty when the saga was cancelled before any.
+    """
+
+    def __init__(
+        self, saga_id: str, message: str, *, outcome: object, step: str = "", kind: str = "", code: str = ""
+    ) -> None:
+        super().__init__(saga_id, message)
+        self.outcome = outcome
+        self.step = step
+        self.kind = kind
+        self.code = code

@@ -1,0 +1,67 @@
+"""The verbs of ``choreo``."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from cyclopts import App, CycloptsError
+
+from choreo.cli.exits import Exit, complain, exit_of
+from choreo.errors import ChoreoError
+
+EPILOGUE = """
+Exit codes: 0 done, 1 the answer is no (a saga failed), 2 usage, 3 configuration, 4 broker, 5 no such saga,
+7 wait is over, 70 defect, 130 interrupted. Environment: CHOREO_BROKER, CHOREO_STORE, CHOREO_HTTP_HOST,
+CHOREO_HTTP_PORT, CHOREO_LOG_LEVEL, CHOREO_LOG_FORMAT, CHOREO_PARTITIONS, CHOREO_SHUTDOWN_TIMEOUT_SECONDS.
+"""
+
+
+def _version() -> str:
+    try:
+        return version("choreo-sagas")
+    except PackageNotFoundError:
+        return "0 (not installed)"
+
+
+app = App(
+    name="choreo",
+    help="Sagas over Kafka by event choreography: each step its own service, every undo in reverse order.",
+    help_epilogue=EPILOGUE,
+    help_format="plaintext",
+    version=_version,
+    result_action="return_value",
+)
+app.command("choreo.cli.demo:demo")
+app.command("choreo.cli.run:run")
+app.command("choreo.cli.saga_log:saga_log", name="saga-log")
+app.command("choreo.cli.start:start")
+app.command("choreo.cli.status:status")
+app.command("choreo.cli.cancel:cancel")
+app.command("choreo.cli.describe:describe")
+app.command("choreo.cli.topics:topics")
+app.command("choreo.cli.replay:replay")
+
+
+def main() -> None:
+    """Run the command line and exit with one of the codes of ``choreo.cli.exits``."""
+    sys.path.insert(0, "")  # MODULE:NAME is looked up from the working directory first
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command and return its exit code. Errors become one line on standard error."""
+    try:
+        result = app(arguments, exit_on_error=False)
+    except CycloptsError:
+        return Exit.USAGE
+    except ChoreoError as error:
+        complain(error)
+        return exit_of(error)
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (``choreo replay … | head``): nothing is left to say, nor a place to say it.
+        sys.stdout = None
+        return Exit.DONE
+    return int(result) if isinstance(result, int) else Exit.DONE

@@ -1,0 +1,74 @@
+"""What ``run`` and ``saga-log`` have in common: a runtime that works until a signal, and its HTTP port."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
+
+from choreo.errors import ConfigurationError
+from choreo.observe.http import HttpServer, Route
+from choreo.observe.metrics import Metrics
+
+T = TypeVar("T")
+
+
+class Runtime(Protocol):
+    """A step service's or the saga-log's runtime."""
+
+    async def run(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def not_ready_because(self) -> str | None: ...
+
+
+def run_async(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run on uvloop where it is installed, on asyncio's own loop otherwise."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main())
+
+
+async def work_until_signal(
+    runtime: Runtime,
+    metrics: Metrics,
+    *,
+    http_host: str,
+    http_port: int | None,
+    routes: Mapping[str, Route] = MappingProxyType({}),
+) -> None:
+    """Run until SIGTERM or SIGINT, then stop gracefully. A second signal ends the process at once.
+
+    Raises:
+        ConfigurationError: the HTTP port cannot be had.
+    """
+    stopping: set[asyncio.Task[None]] = set()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(name)
+        stopping.add(loop.create_task(runtime.stop(), name="stop"))
+
+    async with AsyncExitStack() as stack:
+        if http_port is not None:
+            server = HttpServer(
+                metrics, not_ready_because=runtime.not_ready_because, routes=routes, host=http_host, port=http_port
+            )
+            try:
+                await stack.enter_async_context(server)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"cannot listen on {http_host}:{http_port}: {error.strerror or error}; choose another --http-port"
+                ) from error
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, on_signal)
+        await runtime.run()
+        await asyncio.gather(*stopping)

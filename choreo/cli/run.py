@@ -1,0 +1,65 @@
+"""``choreo run``: one process that hosts one or more step services."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from choreo.cli.options import (
+    BrokerUrl,
+    HttpHost,
+    HttpPort,
+    LogFormat,
+    LogLevel,
+    Partitions,
+    ShutdownTimeout,
+    broker_url,
+)
+
+
+def run(
+    services: Annotated[list[str], Parameter(help="MODULE:NAME of a Service, as in services.payment:service.")],
+    *,
+    broker: BrokerUrl = None,
+    http_host: HttpHost = "127.0.0.1",
+    http_port: HttpPort = None,
+    concurrency: Annotated[int, Parameter(help="Handlers running side by side, for each partition.")] = 64,
+    partitions: Partitions = None,
+    shutdown_timeout: ShutdownTimeout = 25.0,
+    log_level: LogLevel = "info",
+    log_format: LogFormat = "console",
+) -> int:
+    """Run step services until SIGTERM.
+
+    Start it as often as you like: processes with the same service share its work.
+
+    Example: choreo run services.payment:service --broker kafka://localhost:9092 --http-port 8001
+    """
+    from choreo.broker import open_broker
+    from choreo.broker.registry import ensure_saga_topics
+    from choreo.cli.names import load
+    from choreo.cli.process import run_async, work_until_signal
+    from choreo.observe.log import set_up_logging
+    from choreo.observe.metrics import Metrics
+    from choreo.step import Service, StepRuntime
+
+    set_up_logging(log_level, log_format)
+    hosted = [load(spec, Service) for spec in services]
+    url = broker_url(broker)
+
+    async def work() -> None:
+        opened = await open_broker(url)
+        try:
+            sagas = {(saga.name, saga.version): saga for service in hosted for saga in service.sagas}
+            await ensure_saga_topics(opened, sagas.values(), partitions=partitions)
+            metrics = Metrics(with_process=True)
+            runtime = StepRuntime(
+                hosted, opened, metrics=metrics, concurrency=concurrency, shutdown_timeout_s=shutdown_timeout
+            )
+            await work_until_signal(runtime, metrics, http_host=http_host, http_port=http_port)
+        finally:
+            await opened.close()
+
+    run_async(work)
+    return 0

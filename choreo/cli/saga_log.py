@@ -1,0 +1,64 @@
+"""``choreo saga-log``: the one consumer with memory."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from choreo.cli.options import BrokerUrl, HttpHost, HttpPort, LogFormat, LogLevel, Partitions, broker_url
+
+
+def saga_log(
+    contracts: Annotated[list[str], Parameter(help="MODULE:NAME of each contract, as in services.order:ORDER.")],
+    *,
+    broker: BrokerUrl = None,
+    store: Annotated[
+        str,
+        Parameter(
+            env_var="CHOREO_STORE",
+            help="Where states are kept between runs: sqlite:///file, or memory:// to rebuild from the log each time.",
+        ),
+    ] = "memory://",
+    http_host: HttpHost = "127.0.0.1",
+    http_port: HttpPort = None,
+    partitions: Partitions = None,
+    log_level: LogLevel = "info",
+    log_format: LogFormat = "console",
+) -> int:
+    """Fold the log of these sagas and decide: compensations, joins, time-outs, outcomes.
+
+    Several instances share the partitions. The store is a checkpoint: delete it and it is rebuilt from the log.
+
+    Example: choreo saga-log services.order:ORDER --broker kafka://localhost:9092 --store sqlite:///saga-log.db
+    """
+    from choreo.broker import open_broker
+    from choreo.broker.registry import ensure_saga_topics
+    from choreo.cli.names import load
+    from choreo.cli.process import run_async, work_until_signal
+    from choreo.contract import Saga
+    from choreo.observe.log import set_up_logging
+    from choreo.observe.metrics import Metrics
+    from choreo.saga_log import SagaLog
+    from choreo.store import open_store
+
+    set_up_logging(log_level, log_format)
+    sagas = [load(spec, Saga) for spec in contracts]
+    url = broker_url(broker)
+
+    async def work() -> None:
+        opened = await open_broker(url)
+        try:
+            await ensure_saga_topics(opened, sagas, partitions=partitions)
+            states = await open_store(store)
+            try:
+                metrics = Metrics(with_process=True)
+                runtime = SagaLog(opened, states, sagas, metrics=metrics)
+                await work_until_signal(runtime, metrics, http_host=http_host, http_port=http_port)
+            finally:
+                await states.close()
+        finally:
+            await opened.close()
+
+    run_async(work)
+    return 0

@@ -1,0 +1,74 @@
+"""``choreo topics``: what a saga needs of the broker."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from choreo.cli.options import AsJson, BrokerUrl, Contract, Partitions, broker_url, write_json
+
+
+def topics(
+    contracts: Annotated[list[Contract], Parameter(help="MODULE:NAME of each contract.")],
+    *,
+    create: Annotated[bool, Parameter(negative="", help="Create what is missing, verify what is there.")] = False,
+    broker: BrokerUrl = None,
+    partitions: Partitions = None,
+    retention: Annotated[str, Parameter(help="How long records are kept; longer than any saga may take.")] = "7d",
+    replication: Annotated[int | None, Parameter(help="Copies of each partition; the cluster's default.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """List the topics of sagas, or create and verify them.
+
+    Example: choreo topics services.order:ORDER --create --partitions 12 --replication 3 --broker kafka://localhost:9092
+    """
+    from choreo.broker.registry import PARTITIONS_DEFAULT, ensure_saga_topics
+    from choreo.broker.topics import topic_specs
+    from choreo.cli.names import load
+    from choreo.cli.process import run_async
+    from choreo.contract import Saga
+    from choreo.contract.policy import duration_ms, duration_text
+    from choreo.errors import ConfigurationError
+
+    sagas = [load(spec, Saga) for spec in contracts]
+    try:
+        retention_ms = duration_ms(retention)
+    except ValueError as error:
+        raise ConfigurationError(f"--retention: {error}") from error
+    if create:
+        from choreo.broker import open_broker
+
+        url = broker_url(broker)
+
+        async def ensure() -> None:
+            opened = await open_broker(url)
+            try:
+                await ensure_saga_topics(
+                    opened,
+                    sagas,
+                    partitions=partitions,
+                    retention_ms=retention_ms,
+                    replication_factor=replication,
+                )
+            finally:
+                await opened.close()
+
+        run_async(ensure)
+    specs = {
+        spec.name: spec
+        for saga in sagas
+        for spec in topic_specs(
+            saga.name,
+            partitions=partitions or PARTITIONS_DEFAULT,
+            retention_ms=retention_ms,
+            replication_factor=replication,
+        )
+    }
+    for spec in specs.values():
+        if as_json:
+            write_json(spec)
+        else:
+            kept = "last record of each key" if spec.compacted else duration_text(spec.retention_ms or 0)
+            print(f"{spec.name:<40} {spec.partitions:>4} partitions   keeps {kept}")  # noqa: T201 - the command's output
+    return 0

@@ -1,0 +1,288 @@
+"""The asynchronous client."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random, SystemRandom
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from choreo.broker import open_broker
+from choreo.broker.port import Broker, Producer
+from choreo.broker.registry import Registry, ensure_saga_topics, register
+from choreo.broker.topics import saga_topic
+from choreo.client.watch import Outcome, OutcomeWatch
+from choreo.clock import Clock, SystemClock
+from choreo.contract.saga import Saga
+from choreo.core.commands import record_of
+from choreo.core.state import Decision, SagaState
+from choreo.core.status import SagaStatus, status_of
+from choreo.errors import ConfigurationError, SagaFailed, SagaNotFound, WaitTimeout
+from choreo.ids import SAGA_ID_PATTERN, input_hash, is_saga_id
+from choreo.messages.codec import encode, encode_user_value
+from choreo.messages.headers import CONTENT_TYPES, JSON, make_headers
+from choreo.messages.records import NO_START, CancelRequested, Record, SagaCompensated, SagaCompleted, SagaStarted
+from choreo.saga_log.replay import fold_saga
+
+WAIT_S_DEFAULT = 300.0
+
+
+class Client:
+    """Starts sagas and follows them. One for a program; safe to share between tasks.
+
+        async with Client("kafka://localhost:9092") as client:
+            outcome = await client.run(ORDER, {"item": "kite", "amount": 30})
+
+    Args:
+        broker: a broker URL, or an open broker, which then stays open when the client closes.
+        source: names this program in the records' ``ce_source``.
+        content_type: what the sagas it starts are written in, ``application/json`` or ``application/msgpack``.
+    """
+
+    def __init__(
+        self,
+        broker: str | Broker,
+        *,
+        source: str = "client",
+        content_type: str = JSON,
+        clock: Clock | None = None,
+        random: Random | None = None,
+    ) -> None:
+        if content_type not in CONTENT_TYPES:
+            raise ConfigurationError(f"content_type {content_type!r} must be one of {', '.join(CONTENT_TYPES)}")
+        self._url = broker if isinstance(broker, str) else broker.url
+        self._given = None if isinstance(broker, str) else broker
+        self._source = f"/choreo/{source}"
+        self._content_type = content_type
+        self._clock = clock or SystemClock()
+        self._random = random or SystemRandom()
+        self._open: tuple[Broker, Producer] | None = None
+        self._registry: Registry | None = None
+        self._prepared: set[tuple[str, int]] = set()
+        self._watches: dict[str, OutcomeWatch] = {}
+        self._lock = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        broker = self._given or await open_broker(self._url)
+        self._open = (broker, await broker.producer())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the broker. Sagas go on without us."""
+        if self._open is None:
+            return
+        broker, producer = self._open
+        self._open = None
+        for watch in self._watches.values():
+            await watch.close()
+        self._watches.clear()
+        await producer.close()
+        if self._given is None:
+            await broker.close()
+
+    async def start(self, saga: Saga, input: object, *, id: str | None = None, traceparent: str | None = None) -> str:  # noqa: A002 - the user's words
+        """Start a saga and return its id as soon as the log has it.
+
+        Args:
+            saga: its contract.
+            input: anything msgspec can encode; the first step's handlers get it.
+            id: an id of the caller's choice makes the call idempotent: the same id and input again is the same saga.
+                The same id with another input is refused by the saga-log, which ``run`` and ``wait`` report.
+            traceparent: W3C trace context to carry through the saga.
+
+        Raises:
+            Unencodable: the input has no encoding or is too large.
+            ConfigurationError: the id has characters that ids must not have.
+            DefinitionError: the contract's version is registered with other content.
+            BrokerUnavailable: the log cannot be reached; whether the saga has started is unknown. Repeating the call
+                with an id of your own is safe.
+        """
+        record = self._start_record(saga, input, id)
+        await self._prepare(saga)
+        await self._send(record, traceparent)
+        return record.saga_id
+
+    async def run(
+        self,
+        saga: Saga,
+        input: object,  # noqa: A002 - the user's word
+        *,
+        id: str | None = None,  # noqa: A002 - the user's word
+        timeout_s: float | None = WAIT_S_DEFAULT,
+        traceparent: str | None = None,
+    ) -> SagaCompleted:
+        """Start a saga and wait for its outcome. Subscribes before it starts, so no outcome is missed.
+
+        Raises:
+            SagaFailed: the saga was compensated; the error says at which step, and why.
+            StartRefused: the id is taken by a saga with another input.
+            WaitTimeout: the wait has ended; the saga goes on, the error has its id. ``None`` waits for ever.
+        """
+        record = self._start_record(saga, input, id)
+        await self._prepare(saga)
+        watch = await self._watch(saga)
+        with watch.expect(record.saga_id, record.start) as outcome:
+            await self._send(record, traceparent)
+            return _completed(await _within(outcome, record.saga_id, timeout_s))
+
+    async def wait(self, saga: Saga, saga_id: str, *, timeout_s: float | None = WAIT_S_DEFAULT) -> SagaCompleted:
+        """Wait for the outcome of a saga that was started earlier, by whomever.
+
+        Raises:
+            SagaNotFound: nothing is known of it.
+            SagaFailed, WaitTimeout: as ``run``.
+        """
+        watch = await self._watch(saga)
+        with watch.expect(saga_id, None) as outcome:
+            contract, state = await self._fold(saga, saga_id)
+            if state.outcome is not None:
+                completed = state.outcome.kind == "completed"
+                told = record_of(contract, state, Decision("complete" if completed else "compensated"))
+                assert isinstance(told, (SagaCompleted, SagaCompensated)), "an outcome is one of the two"
+                return _completed(told)
+            return _completed(await _within(outcome, saga_id, timeout_s))
+
+    async def status(self, saga: Saga, saga_id: str) -> SagaStatus:
+        """Where a saga is: a fold of the log as it is now, so it answers while steps run and after restarts.
+
+        Reads the partition that the saga is in; a saga-log's HTTP port answers the same from its store.
+
+        Raises:
+            SagaNotFound: nothing is known of it (any more).
+        """
+        return status_of(*await self._fold(saga, saga_id))
+
+    async def cancel(self, saga: Saga, saga_id: str, *, reason: str = "", requested_by: str = "") -> None:
+        """Ask for a saga to be undone. Returns when the log has the request.
+
+        Once the outcome is decided a cancel is refused, which the log then says. A cancel that is in the log before
+        the start is kept for it.
+        """
+        self._check_id(saga_id)
+        record = CancelRequested(
+            saga=saga.name,
+            version=saga.version,
+            saga_id=saga_id,
+            start=NO_START,
+            request=self._request(),
+            reason=reason,
+            requested_by=requested_by,
+        )
+        await self._prepare(saga)
+        await self._send(record, None)
+
+    def _start_record(self, saga: Saga, user_input: object, saga_id: str | None) -> SagaStarted:
+        if saga_id is None:
+            saga_id = f"{self._clock.now_ms():012x}{self._random.getrandbits(80):020x}"
+        self._check_id(saga_id)
+        encoded = encode_user_value(user_input, content_type=self._content_type)
+        return SagaStarted(
+            saga=saga.name,
+            version=saga.version,
+            saga_id=saga_id,
+            start=input_hash(encoded),
+            contract_hash=saga.content_hash,
+            request=self._request(),
+            saga_deadline_ms=saga.deadline_ms,
+            input=msgspec.Raw(encoded),
+        )
+
+    def _check_id(self, saga_id: str) -> None:
+        if not is_saga_id(saga_id):
+            raise ConfigurationError(f"saga id {saga_id!r} must match {SAGA_ID_PATTERN}")
+
+    def _request(self) -> str:
+        return f"{self._random.getrandbits(64):016x}"
+
+    async def _send(self, record: Record, traceparent: str | None) -> None:
+        _, producer = self._connection()
+        headers = make_headers(
+            record,
+            source=self._source,
+            content_type=self._content_type,
+            traceparent=None if traceparent is None else traceparent.encode(),
+        )
+        value = encode(record, content_type=self._content_type)
+        await producer.send(saga_topic(record.saga), key=record.saga_id, value=value, headers=headers)
+
+    async def _prepare(self, saga: Saga) -> None:
+        """Topics and contract are there: once for each contract."""
+        key = (saga.name, saga.version)
+        if key in self._prepared:
+            return
+        async with self._lock:
+            if key in self._prepared:
+                return
+            broker, _ = self._connection()
+            if saga_topic(saga.name) not in await broker.topics():
+                await ensure_saga_topics(broker, [saga])
+            self._registry = await register(broker, [saga])
+            self._prepared.add(key)
+
+    async def _watch(self, saga: Saga) -> OutcomeWatch:
+        broker, _ = self._connection()
+        async with self._lock:
+            watch = self._watches.get(saga.name)
+            if watch is None:
+                watch = self._watches[saga.name] = OutcomeWatch(broker, saga.name)
+            await watch.subscribe()
+        return watch
+
+    async def _fold(self, saga: Saga, saga_id: str) -> tuple[Saga, SagaState]:
+        self._check_id(saga_id)
+        broker, _ = self._connection()
+        if self._registry is None:
+            self._registry = Registry(broker)
+        found = await fold_saga(broker, saga, saga_id, registry=self._registry)
+        if found is None:
+            raise SagaNotFound(
+                saga_id,
+                f"no saga {saga_id!r} in topic {saga_topic(saga.name)!r} at {broker.url}: "
+                "it was never started there, or the topic's retention has deleted it",
+            )
+        return found
+
+    def _connection(self) -> tuple[Broker, Producer]:
+        if self._open is None:
+            raise ConfigurationError("the client is not open; use it in an 'async with' block")
+        return self._open
+
+
+async def _within(outcome: asyncio.Future[Outcome], saga_id: str, timeout_s: float | None) -> Outcome:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.shield(outcome)
+    except TimeoutError:
+        raise WaitTimeout(
+            saga_id, f"saga {saga_id!r} has no outcome after {timeout_s:g} s of waiting; it goes on. Ask again later"
+        ) from None
+
+
+def _completed(outcome: Outcome) -> SagaCompleted:
+    if isinstance(outcome, SagaCompleted):
+        return outcome
+    failure = outcome.failure
+    if failure is None:
+        why = f"it was cancelled{': ' + outcome.reason if outcome.reason else ''}"
+        raise SagaFailed(outcome.saga_id, f"saga {outcome.saga_id!r} was compensated: {why}", outcome=outcome)
+    undone = ", ".join(one.step for one in outcome.compensations) or "nothing"
+    code = f" ({failure.code})" if failure.code else ""
+    error = SagaFailed(
+        outcome.saga_id,
+        f"saga {outcome.saga_id!r} was compensated: step {outcome.step!r} {failure.kind.replace('_', ' ')}{code}: "
+        f"{failure.message or 'no message'}; undone: {undone}",
+        outcome=outcome,
+        step=outcome.step or "",
+        kind=failure.kind,
+        code=failure.code,
+    )
+    if failure.traceback:
+        error.add_note(f"Traceback in the service:\n{failure.traceback}")
+    raise error

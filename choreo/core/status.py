@@ -1,0 +1,117 @@
+"""A saga's state as a person or a program asks for it: one word for the whole, one for each step."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from choreo.contract.saga import Saga
+from choreo.core.commands import remaining
+from choreo.core.state import Instance, Phase, SagaState
+from choreo.messages.codec import decode_user_value
+from choreo.messages.records import Failure, Undone
+
+StepPhase = Literal[
+    "waiting", "running", "completed", "substituted", "failed", "compensating", "stuck", "undone", "skipped"
+]
+
+
+class StepStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One step in its latest round.
+
+    Attributes:
+        phase: ``waiting`` for its predecessors; ``running`` from its trigger to its outcome, queues included;
+            ``completed``; ``substituted`` by a compensation's ``continue``; ``failed`` and not compensated;
+            ``compensating``; ``stuck``; ``undone``; ``skipped`` on the way back for want of a compensation.
+        effect: as plain values; ``None`` as long as there is none.
+    """
+
+    step: str
+    phase: StepPhase
+    round: int
+    effect: Any = None
+    failure: Failure | None = None
+
+
+class SagaStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a saga is.
+
+    Attributes:
+        phase: ``forward``, ``compensating``, ``stuck``, ``completed`` or ``compensated``.
+        started_ms, updated_ms, finished_ms, due_ms: Unix epoch, the broker's clock; 0 for "not yet".
+        step, failure: the first failure of the current round.
+        compensations: what was undone so far, in order.
+        remaining: what is still to be undone, in order.
+        truncated: the log no longer holds the start; nothing will be decided for this saga.
+    """
+
+    saga: str
+    version: int
+    saga_id: str
+    phase: Phase
+    round: int
+    started_ms: int
+    updated_ms: int
+    finished_ms: int
+    due_ms: int
+    cancelled: bool
+    steps: tuple[StepStatus, ...]
+    step: str | None = None
+    failure: Failure | None = None
+    compensations: tuple[Undone, ...] = ()
+    remaining: tuple[str, ...] = ()
+    truncated: bool = False
+
+
+def status_of(contract: Saga, state: SagaState) -> SagaStatus:
+    """The status that a state implies."""
+    failed = state.first_failure()
+    return SagaStatus(
+        saga=state.saga or contract.name,
+        version=state.version or contract.version,
+        saga_id=state.saga_id,
+        phase=state.phase,
+        round=state.round,
+        started_ms=state.started_ms,
+        updated_ms=state.updated_ms,
+        finished_ms=state.finished_ms,
+        due_ms=state.due_ms,
+        cancelled=state.cancelled,
+        steps=tuple(_step_status(contract, state, step.name) for step in contract.steps),
+        step=failed[0] if failed else None,
+        failure=failed[1] if failed else None,
+        compensations=state.undone,
+        remaining=remaining(contract, state) if state.failing and state.outcome is None else (),
+        truncated=state.truncated,
+    )
+
+
+def _step_status(contract: Saga, state: SagaState, step: str) -> StepStatus:
+    rounds = [saga_round for name, saga_round in state.instances if name == step and saga_round > 0]
+    if not rounds:
+        return StepStatus(step=step, phase="waiting", round=state.round)
+    latest = max(rounds)
+    instance = state.instance((step, latest))
+    effect = instance.substitute if instance.offer == "taken" else instance.effect
+    return StepStatus(
+        step=step,
+        phase=_step_phase(contract, state, step, latest, instance),
+        round=latest,
+        effect=None if effect is None else decode_user_value(effect, Any, content_type=state.content_type),
+        failure=instance.compensation_failure or instance.failure,
+    )
+
+
+def _step_phase(contract: Saga, state: SagaState, step: str, saga_round: int, instance: Instance) -> StepPhase:
+    if instance.stuck:
+        return "stuck"
+    if instance.awaits_answer:
+        return "compensating"
+    if instance.offer == "taken" and state.standing.get(step) == saga_round:
+        return "substituted"
+    if instance.first is None:
+        return "running" if instance.triggered else "waiting"
+    if instance.generation:
+        return "skipped" if contract[step].compensation is None else "undone"
+    return "completed" if instance.first == "completed" else "failed"

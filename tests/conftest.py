@@ -28,6 +28,9 @@ URL_VARIABLE = "CHOREO_TEST_KAFKA"
 REQUIRE_VARIABLE = "CHOREO_REQUIRE_KAFKA"
 SEED_VARIABLE = "CHOREO_TEST_SEED"
 
+# Short, so that a test of members that come, go and die waits for heartbeats, not for minutes.
+SHORT_SESSION = "?session_timeout_ms=6000&heartbeat_interval_ms=250"
+
 KAFKA_IMAGE = "confluentinc/cp-kafka:7.6.0"  # what testcontainers' start-up script is written for
 DOCKER_SOCKET = Path("/var/run/docker.sock")
 
@@ -88,20 +91,20 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(scope="session")
 def kafka_url() -> Iterator[str]:
-    """The URL of a real Kafka that all tests share: use names (topics, groups) of your own, and do not stop it."""
+    """The URL of a real Kafka that all tests share, with short sessions: use topics and groups of your own."""
     if url := os.environ.get(URL_VARIABLE):
         USE.broker = f"{url}, named by {URL_VARIABLE}"
-        yield url
+        yield url if "?" in url else url + SHORT_SESSION
         return
     container, why_not = start_container()
     if container is not None:
         USE.broker = f"{KAFKA_IMAGE} in a container"
-        yield f"kafka://{container.get_bootstrap_server()}"
+        yield f"kafka://{container.get_bootstrap_server()}{SHORT_SESSION}"
         container.stop()
         return
     with start_local(why_not) as kafka:
         USE.broker = f"a JVM here ({why_not})"
-        yield kafka.url
+        yield kafka.url + SHORT_SESSION
 
 
 @pytest.fixture

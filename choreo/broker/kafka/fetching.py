@@ -1,0 +1,229 @@
+"""Polling aiokafka without losing anything.
+
+Three of its habits would lose or block records, and this module is the answer to them:
+
+- A call of ``getmany`` that is cancelled may take a batch with it. So it runs in a task of its own, which outlives the
+  poll that began it, and the next poll takes its result.
+- When ``getmany`` raises, batches of other partitions that it had in hand are gone, and their positions moved. So we
+  know ourselves what was delivered, and go back there.
+- A record whose header key is not UTF-8, or whose batch has a wrong checksum, makes ``getmany`` raise at the same place
+  for ever. So the partitions are then polled one by one, record by record, until the one that raises is found; its
+  coordinates go to quarantine, and reading goes on behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Collection
+from typing import NamedTuple
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import CorruptRecordException, IllegalStateError, KafkaError
+from aiokafka.structs import ConsumerRecord
+from aiokafka.structs import TopicPartition as KafkaTopicPartition
+
+from choreo.broker.kafka import internals
+from choreo.broker.port import Message
+
+log = logging.getLogger(__name__)
+
+POLL_SLACK_S = 0.05  # aiokafka's own timeout comes first, so that a quiet poll leaves no task behind
+ALONE_POLL_MS = 200
+STEP_POLL_MS = 1_000
+
+# What parsing raises: aiokafka's word for a wrong checksum, and Python's for bytes that are no text (ValueError is the
+# base of UnicodeDecodeError) or lead nowhere.
+UNREADABLE = (CorruptRecordException, ValueError, TypeError, LookupError, OverflowError, MemoryError, EOFError)
+
+
+class Quarantined(NamedTuple):
+    """A record that cannot be read. It stays in the log; readers pass over it."""
+
+    topic: str
+    partition: int
+    offset: int
+    error: str
+
+
+Quarantine = Callable[[Quarantined], None]
+StartOf = Callable[[KafkaTopicPartition], Awaitable[int]]
+Batches = dict[KafkaTopicPartition, list[ConsumerRecord]]
+
+
+def log_quarantined(record: Quarantined) -> None:
+    """What happens to a record that cannot be read unless somebody asks for more."""
+    log.error("record %s[%d]@%d cannot be read and is passed over: %s", *record)
+
+
+class Fetching:
+    """Safe polls of one aiokafka consumer.
+
+    Args:
+        start_of: where reading a partition begins that nothing was delivered of yet.
+    """
+
+    def __init__(self, kafka: AIOKafkaConsumer, quarantine: Quarantine, start_of: StartOf) -> None:
+        self._kafka = kafka
+        self._quarantine = quarantine
+        self._start_of = start_of
+        self._next: dict[KafkaTopicPartition, int] = {}
+        self._moved: set[KafkaTopicPartition] = set()
+        self._paused: set[KafkaTopicPartition] = set()
+        self._fetch: asyncio.Task[Batches] | None = None
+
+    async def poll(self, timeout_s: float, records_max: int) -> list[Message]:
+        """The next records.
+
+        Raises:
+            KafkaError: the consumer itself is broken; positions are kept.
+        """
+        if self._fetch is None:
+            self._fetch = asyncio.create_task(self._getmany(timeout_s, records_max), name="kafka/fetch")
+        done, _ = await asyncio.wait({self._fetch}, timeout=timeout_s + POLL_SLACK_S)
+        if not done:
+            return []
+        fetch, self._fetch = self._fetch, None
+        messages: list[Message] = []
+        for tp, records in fetch.result().items():
+            if tp in self._moved:
+                continue  # somebody has sought elsewhere since, or the partition is not ours any more
+            if tp in self._paused:
+                self._kafka.seek(tp, records[0].offset)
+                continue
+            messages += map(message_of, records)
+            self._next[tp] = internals.position(self._kafka, tp) or records[-1].offset + 1
+        return messages
+
+    def assigned(self, tps: Collection[KafkaTopicPartition]) -> None:
+        """All partitions are new: forget what we knew."""
+        self._moved.update(self._next, tps)
+        self._next.clear()
+        self._paused.clear()
+
+    def seek(self, tp: KafkaTopicPartition, offset: int) -> None:
+        self._kafka.seek(tp, offset)
+        self._next[tp] = offset
+        self._moved.add(tp)
+
+    def pause(self, tps: Collection[KafkaTopicPartition]) -> None:
+        self._kafka.pause(*tps)
+        self._paused.update(tps)
+
+    def resume(self, tps: Collection[KafkaTopicPartition]) -> None:
+        self._kafka.resume(*tps)
+        self._paused.difference_update(tps)
+
+    def paused(self, tp: KafkaTopicPartition) -> bool:
+        return tp in self._paused
+
+    def position(self, tp: KafkaTopicPartition) -> int | None:
+        """The next offset to deliver; ``None`` while that is not known."""
+        if self._fetch is None:
+            # Fetching may have passed over a hole since the last delivery.
+            position = internals.position(self._kafka, tp)
+            return self._next.get(tp) if position is None else position
+        return self._next.get(tp)
+
+    def lag(self, tp: KafkaTopicPartition) -> int | None:
+        position, end = self.position(tp), self._kafka.highwater(tp)
+        return None if position is None or end is None else max(0, end - position)
+
+    async def close(self) -> None:
+        """Forget the fetch in flight; the consumer is stopped by now, or will be."""
+        if self._fetch is not None:
+            self._fetch.cancel()
+            await asyncio.wait({self._fetch})
+            if not self._fetch.cancelled():
+                self._fetch.exception()
+            self._fetch = None
+
+    async def _getmany(self, timeout_s: float, records_max: int) -> Batches:
+        try:
+            batches: Batches = await self._kafka.getmany(timeout_ms=int(timeout_s * 1_000), max_records=records_max)
+        except UNREADABLE as error:
+            log.warning("a poll failed (%r); the record that it failed at is looked for", error)
+        except KafkaError:
+            await self._go_back()
+            raise
+        else:
+            self._moved.clear()
+            return batches
+        await self._go_back()
+        try:
+            return await self._isolate(records_max)
+        except KafkaError:
+            await self._go_back()
+            raise
+
+    async def _go_back(self) -> None:
+        """To what was delivered: the call that failed may have moved positions beyond it."""
+        for tp in self._kafka.assignment():
+            position = internals.position(self._kafka, tp)
+            if position is None:
+                continue  # nothing was fetched of it
+            delivered = self._next.get(tp)
+            if delivered is None:
+                delivered = self._next[tp] = await self._start_of(tp)
+            if delivered != position:
+                with contextlib.suppress(IllegalStateError):  # it may have been revoked while we asked
+                    self._kafka.seek(tp, delivered)
+
+    async def _isolate(self, records_max: int) -> Batches:
+        """Poll each partition alone; what can be read is returned, what cannot goes to quarantine."""
+        collected: Batches = {}
+        room = records_max
+        for tp in self._kafka.assignment():
+            if room <= 0:
+                break
+            if tp not in self._paused and (records := await self._read_alone(tp, room)):
+                collected[tp] = records
+                room -= len(records)
+        return collected
+
+    async def _read_alone(self, tp: KafkaTopicPartition, records_max: int) -> list[ConsumerRecord]:
+        with contextlib.suppress(*UNREADABLE):
+            return await self._take(tp, [], ALONE_POLL_MS, records_max)
+        collected: list[ConsumerRecord] = []
+        while len(collected) < records_max:  # it is in here: record by record, then
+            before = len(collected)
+            try:
+                collected = await self._take(tp, collected, STEP_POLL_MS, 1)
+            except UNREADABLE as error:
+                self._pass_over(tp, error)
+                break
+            if len(collected) <= before:
+                break  # it did not come in time; the next poll will find it
+        return collected
+
+    async def _take(
+        self, tp: KafkaTopicPartition, collected: list[ConsumerRecord], timeout_ms: int, records_max: int
+    ) -> list[ConsumerRecord]:
+        batches: Batches = await self._kafka.getmany(tp, timeout_ms=timeout_ms, max_records=records_max)
+        if tp in self._moved:  # while we waited: what we had is void, what has come now is from the new place
+            self._moved.discard(tp)
+            collected = []
+        return collected + batches.get(tp, [])
+
+    def _pass_over(self, tp: KafkaTopicPartition, error: Exception) -> None:
+        offset = internals.failing_offset(self._kafka, tp)
+        if offset is None:
+            offset = internals.position(self._kafka, tp)
+        if offset is None:
+            return  # revoked in this moment: the next owner will find it
+        self._quarantine(Quarantined(tp.topic, tp.partition, offset, repr(error)))
+        with contextlib.suppress(IllegalStateError):
+            self._kafka.seek(tp, offset + 1)
+
+
+def message_of(record: ConsumerRecord) -> Message:
+    """The port's message. On the hot path: once for each record."""
+    headers = record.headers
+    for _, value in headers:
+        if value is None:  # Kafka knows header values that are null; the port does not
+            headers = tuple((name, value or b"") for name, value in headers)
+            break
+    return Message(
+        record.topic, record.partition, record.offset, record.timestamp, record.key, record.value or b"", headers
+    )

@@ -1,0 +1,93 @@
+"""Everything that we use of aiokafka 0.14 without its promise, in one place, pinned by tests.
+
+Each function says why the public way does not do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from aiokafka.structs import OffsetAndMetadata
+from aiokafka.structs import TopicPartition as KafkaTopicPartition
+
+UNKNOWN_OFFSET = -1
+
+
+async def fetch_committed(kafka: AIOKafkaConsumer, tp: KafkaTopicPartition) -> OffsetAndMetadata | None:
+    """What the group has committed, with its metadata: the public ``committed`` drops the text."""
+    found = await kafka._coordinator.fetch_committed_offsets([tp])  # noqa: SLF001
+    committed: OffsetAndMetadata | None = found.get(tp)
+    return None if committed is None or committed.offset == UNKNOWN_OFFSET else committed
+
+
+def position(kafka: AIOKafkaConsumer, tp: KafkaTopicPartition) -> int | None:
+    """The next offset to fetch, if it is known by now: the public ``position`` waits until it is."""
+    subscription = kafka._subscription.subscription  # noqa: SLF001
+    if subscription is None or subscription.assignment is None:
+        return None
+    state = subscription.assignment.state_value(tp)
+    return None if state is None or not state.has_valid_position else int(state.position)
+
+
+def failing_offset(kafka: AIOKafkaConsumer, tp: KafkaTopicPartition) -> int | None:
+    """Where parsing stopped after ``getmany`` has raised for ``tp`` alone.
+
+    The public position still stands where the last good record ended, and there may be a hole between (a transaction's
+    marker, records that were compacted away), so that the bad record itself is further on.
+    """
+    result = kafka._fetcher._records.get(tp)  # noqa: SLF001
+    records = getattr(result, "_partition_records", None)
+    return None if records is None else int(records.next_fetch_offset)
+
+
+def sender_task(kafka: AIOKafkaProducer) -> asyncio.Task[None]:
+    """The task that sends batches. When it has ended nothing is sent any more, and nobody is told."""
+    task: asyncio.Task[None] = kafka._sender.sender_task  # noqa: SLF001
+    return task
+
+
+async def retire(kafka: AIOKafkaProducer, in_flight_s: float) -> None:
+    """End a producer without its flush, which has no end while a batch cannot be delivered.
+
+    Requests on the wire get ``in_flight_s`` for their answers; what is left fails with ``KafkaError``.
+    """
+    sender = kafka._sender.sender_task  # noqa: SLF001
+    if sender is not None and not sender.done():
+        sender.cancel()
+        await asyncio.wait({sender}, timeout=in_flight_s)
+    accumulator = kafka._message_accumulator  # noqa: SLF001
+    error = KafkaError("the producer was replaced")
+    queued = [batch for batches in accumulator._batches.values() for batch in batches]  # noqa: SLF001
+    for batch in [*queued, *accumulator._pending_batches]:  # noqa: SLF001
+        batch.failure(error)
+        with contextlib.suppress(asyncio.InvalidStateError):
+            batch._drain_waiter.exception()  # noqa: SLF001 -- looked at, or asyncio complains that nobody did
+    accumulator._exception = error  # noqa: SLF001
+    await kafka.client.close()
+    if sender is not None and not sender.done():
+        await asyncio.wait({sender}, timeout=in_flight_s)
+    with contextlib.suppress(KafkaError):
+        await kafka.stop()
+
+
+async def abandon(kafka: AIOKafkaConsumer) -> None:
+    """Let go of a consumer whose ``stop`` has not come to its end: cancel its tasks, close its connections."""
+    coordinator: Any = kafka._coordinator  # noqa: SLF001
+    fetcher: Any = kafka._fetcher  # noqa: SLF001
+    tasks = [
+        getattr(coordinator, "_coordination_task", None),
+        getattr(coordinator, "_heartbeat_task", None),
+        getattr(coordinator, "_commit_refresh_task", None),
+        getattr(fetcher, "_fetch_task", None),
+        *getattr(fetcher, "_pending_tasks", ()),
+    ]
+    running = {task for task in tasks if task is not None and not task.done()}
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.wait(running, timeout=1)
+    await kafka._client.close()  # noqa: SLF001

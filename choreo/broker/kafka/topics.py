@@ -1,0 +1,52 @@
+"""Topics as the contract needs them: created when they are missing, verified when they are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from choreo.broker.port import TopicSpec
+
+RETENTION_FOR_EVER = "-1"
+
+
+def config_of(spec: TopicSpec) -> dict[str, str]:
+    """The topic settings that choreo depends on, as Kafka writes them."""
+    config = {
+        "cleanup.policy": "compact" if spec.compacted else "delete",
+        "message.timestamp.type": "LogAppendTime",
+        "max.message.bytes": str(spec.message_bytes_max),
+    }
+    if not spec.compacted:
+        config["retention.ms"] = RETENTION_FOR_EVER if spec.retention_ms is None else str(spec.retention_ms)
+        config["retention.bytes"] = "-1"  # by age alone: a busy day must not shorten the life of a saga
+    return config
+
+
+def config_of_new(spec: TopicSpec) -> dict[str, str]:
+    """The same for a topic that we create ourselves."""
+    # Without compression the broker measures the records as readers will have them: eight kilobytes that unpack to
+    # hundreds of megabytes are refused at the door. Existing topics may have it otherwise.
+    return {**config_of(spec), "compression.type": "uncompressed"}
+
+
+def differences(spec: TopicSpec, partitions: int, replication_factor: int, config: Mapping[str, str]) -> Sequence[str]:
+    """What is not as ``spec`` says, each with what to do about it."""
+    found: list[str] = []
+    if partitions != spec.partitions:
+        found.append(
+            f"topic {spec.name!r} has {partitions} partitions instead of {spec.partitions}. Growing it would move "
+            f"sagas between partitions: configure {partitions}, or use a new topic"
+        )
+    if spec.replication_factor is not None and replication_factor != spec.replication_factor:
+        found.append(
+            f"topic {spec.name!r} has replication factor {replication_factor} instead of {spec.replication_factor}. "
+            "Change it with kafka-reassign-partitions.sh"
+        )
+    for name, wanted in config_of(spec).items():
+        actual = config.get(name, "unset")
+        if actual != wanted:
+            found.append(
+                f"topic {spec.name!r} has {name}={actual} instead of {wanted}. Change it with kafka-configs.sh --alter "
+                f"--entity-type topics --entity-name {spec.name} --add-config {name}={wanted}"
+            )
+    return found

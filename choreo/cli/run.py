@@ -37,7 +37,7 @@ def run(
     Example: choreo run services.payment:service --broker kafka://localhost:9092 --http-port 8001
     """
     from choreo.broker import open_broker
-    from choreo.broker.registry import ensure_saga_topics
+    from choreo.broker.registry import ensure_saga_topics, register
     from choreo.cli.names import load
     from choreo.cli.process import run_async, work_until_signal
     from choreo.observe.log import set_up_logging
@@ -51,8 +51,9 @@ def run(
     async def work() -> None:
         opened = await open_broker(url)
         try:
-            sagas = {(saga.name, saga.version): saga for service in hosted for saga in service.sagas}
+            sagas = {key: saga for service in hosted for key, saga in service.contracts.items()}
             await ensure_saga_topics(opened, sagas.values(), partitions=partitions)
+            await register(opened, list(sagas.values()))
             metrics = Metrics(with_process=True)
             runtime = StepRuntime(
                 hosted, opened, metrics=metrics, concurrency=concurrency, shutdown_timeout_s=shutdown_timeout

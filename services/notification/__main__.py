@@ -1,0 +1,8 @@
+"""Run the service: the same as ``choreo run services.notification:service``, options included."""
+
+import sys
+
+from choreo.cli.app import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(["run", "services.notification:service", *sys.argv[1:]]))

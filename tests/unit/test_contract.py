@@ -437,6 +437,14 @@ def test_every_contract_survives_its_document(saga: Saga) -> None:
     assert to_json(again) == to_json(saga)
 
 
+def test_no_millisecond_of_a_very_long_duration_is_lost_on_the_way() -> None:
+    for milliseconds in range(DURATION_MS_MAX - 100, DURATION_MS_MAX + 1):
+        long = timedelta(milliseconds=milliseconds)
+        saga = Saga("order", Step("a"), deadline=long, settle=long, grace=long)
+        for same in (from_json(to_json(saga)), saga.extend()):
+            assert (same.deadline_ms, same.settle_ms, same.grace_ms) == (milliseconds,) * 3
+
+
 def test_fields_of_a_newer_release_are_passed_over() -> None:
     document = msgspec.json.decode(to_json(ORDER))
     document["colour"] = "red"
@@ -543,6 +551,7 @@ def test_a_duration_is_printed_in_units_from_large_to_small() -> None:
 def test_the_backoff_doubles_up_to_its_limit() -> None:
     retries = Retries(10, backoff_ms_base=100, backoff_ms_max=1_000)
     assert [retries.backoff_ms(retry) for retry in (1, 2, 3, 4, 5, 6)] == [100, 200, 400, 800, 1_000, 1_000]
+    assert retries.backoff_ms(10**30) == 1_000
 
 
 @given(st.integers(1, 10**9), st.integers(1, 1_000), st.integers(1_000, DURATION_MS_MAX))

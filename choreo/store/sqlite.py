@@ -1,0 +1,246 @@
+"""The store in a file of this machine: SQLite, in one thread of its own.
+
+``sqlite_file`` opens the file and makes its tables; what stands in them is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self, TypeVar
+
+import msgspec
+
+from choreo.broker.port import Headers, Message, TopicPartition
+from choreo.core import SagaState
+from choreo.errors import ConfigurationError, StoreConflict, StoreError
+from choreo.store.port import Advance, Checkpoint, Query, Row
+from choreo.store.projection import state_of
+from choreo.store.sqlite_file import SCHEMA_VERSION, connect, is_damage, put_aside, transaction
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_COLUMNS = tuple(field for field in Row.__struct_fields__ if field != "blob")
+_LISTED = ", ".join(_COLUMNS)
+
+_DROPPED_AT_ONCE = 5_000
+_VARIABLES_MAX = 500  # SQLite takes 999 in its oldest builds
+
+_headers_decoder = msgspec.msgpack.Decoder(Headers)
+
+
+class SqliteStore:
+    """States in a file. Several processes of one machine may share it."""
+
+    def __init__(self, path: Path, thread: ThreadPoolExecutor) -> None:
+        self._path = path
+        self._thread = thread
+        self._connection: sqlite3.Connection | None = None
+        self._closed = False
+
+    @classmethod
+    async def open(cls, path: str) -> Self:
+        """Open the file, made if there is none.
+
+        Raises:
+            ConfigurationError: the file cannot be opened, or is another program's.
+        """
+        store = cls(Path(path), ThreadPoolExecutor(1, thread_name_prefix="choreo-store"))
+        try:
+            await asyncio.get_running_loop().run_in_executor(store._thread, store._open)
+        except BaseException:
+            store._thread.shutdown(wait=False)
+            raise
+        return store
+
+    async def checkpoint(self, tp: TopicPartition) -> Checkpoint | None:
+        def read(connection: sqlite3.Connection) -> Checkpoint | None:
+            found = connection.execute("SELECT offset, mark FROM partitions WHERE topic = ? AND number = ?", tp)
+            row = found.fetchone()
+            return None if row is None else Checkpoint(*row)
+
+        return await self._call(read)
+
+    async def load_active(self, tp: TopicPartition) -> Sequence[SagaState]:
+        query = "SELECT blob FROM sagas WHERE topic = ? AND partition = ? AND resting = 0 ORDER BY saga_id"
+        return await self._call(lambda connection: [state_of(blob) for (blob,) in connection.execute(query, tp)])
+
+    async def load(self, tp: TopicPartition, saga_ids: Collection[str]) -> Mapping[str, SagaState]:
+        wanted = list(saga_ids)
+
+        def read(connection: sqlite3.Connection) -> dict[str, SagaState]:
+            found: dict[str, SagaState] = {}
+            for first in range(0, len(wanted), _VARIABLES_MAX):
+                part = wanted[first : first + _VARIABLES_MAX]
+                marks = ", ".join("?" * len(part))
+                query = f"SELECT saga_id, blob FROM sagas WHERE topic = ? AND saga_id IN ({marks})"  # noqa: S608 -- marks
+                for saga_id, blob in connection.execute(query, (tp.topic, *part)):
+                    found[saga_id] = state_of(blob)
+            return found
+
+        return await self._call(read)
+
+    async def parked_sagas(self, tp: TopicPartition) -> frozenset[str]:
+        query = "SELECT DISTINCT saga_id FROM parked WHERE topic = ? AND partition = ?"
+        return await self._call(lambda connection: frozenset(each for (each,) in connection.execute(query, tp)))
+
+    async def load_parked(self, tp: TopicPartition, saga_id: str) -> Sequence[Message]:
+        query = (
+            "SELECT offset, timestamp_ms, key, value, headers FROM parked "
+            "WHERE topic = ? AND partition = ? AND saga_id = ? ORDER BY offset"
+        )
+        return await self._call(
+            lambda connection: [
+                Message(tp.topic, tp.partition, offset, timestamp_ms, key, value, _headers_decoder.decode(headers))
+                for offset, timestamp_ms, key, value, headers in connection.execute(query, (*tp, saga_id))
+            ]
+        )
+
+    async def save(self, advances: Sequence[Advance]) -> None:
+        def write(connection: sqlite3.Connection) -> None:
+            with transaction(connection):
+                for advance in advances:
+                    _advance(connection, advance)
+
+        await self._call(write)
+
+    async def wipe(self, tp: TopicPartition) -> None:
+        def write(connection: sqlite3.Connection) -> None:
+            with transaction(connection):
+                connection.execute("DELETE FROM partitions WHERE topic = ? AND number = ?", tp)
+                connection.execute("DELETE FROM sagas WHERE topic = ? AND partition = ?", tp)
+                connection.execute("DELETE FROM parked WHERE topic = ? AND partition = ?", tp)
+
+        await self._call(write)
+
+    async def drop_resting(self, before_ms: int) -> int:
+        old = "SELECT rowid FROM sagas WHERE resting = 1 AND updated_ms < ? LIMIT ?"
+        query = f"DELETE FROM sagas WHERE rowid IN ({old})"  # noqa: S608 -- no value of anybody's
+        return await self._call(lambda connection: connection.execute(query, (before_ms, _DROPPED_AT_ONCE)).rowcount)
+
+    async def find(self, saga: str, saga_id: str) -> SagaState | None:
+        def read(connection: sqlite3.Connection) -> SagaState | None:
+            row = connection.execute(
+                "SELECT blob FROM sagas WHERE saga = ? AND saga_id = ?", (saga, saga_id)
+            ).fetchone()
+            return None if row is None else state_of(row[0])
+
+        return await self._call(read)
+
+    async def search(self, query: Query) -> Sequence[Row]:
+        conditions, values = ["1"], []
+        if query.saga is not None:
+            conditions.append("saga = ?")
+            values.append(query.saga)
+        if query.phases:
+            conditions.append(f"phase IN ({', '.join('?' * len(query.phases))})")
+            values += query.phases
+        if query.started_before_ms is not None:
+            conditions.append("started_ms < ?")
+            values.append(str(query.started_before_ms))
+        where = " AND ".join(conditions)
+        text = f"SELECT {_LISTED} FROM sagas WHERE {where} ORDER BY started_ms, saga_id LIMIT ?"  # noqa: S608 -- columns
+
+        def read(connection: sqlite3.Connection) -> Sequence[Row]:
+            rows = (dict(zip(_COLUMNS, row, strict=True)) for row in connection.execute(text, (*values, query.limit)))
+            return [Row(**(row | {"resting": bool(row["resting"])})) for row in rows]
+
+        return await self._call(read)
+
+    async def counts(self) -> Mapping[tuple[str, str], int]:
+        query = "SELECT saga, phase, count(*) FROM sagas GROUP BY saga, phase"
+        return await self._call(
+            lambda connection: {(saga, phase): number for saga, phase, number in connection.execute(query)}
+        )
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+            self._thread.shutdown()
+
+    async def _call(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._closed:
+            raise StoreError(f"the store {self._path} is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work)
+
+    # What follows runs in the thread.
+
+    def _guarded(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._connection is None:
+            raise StoreError(f"the store {self._path} could not be opened again after damage")
+        try:
+            return work(self._connection)
+        except msgspec.MsgspecError as error:
+            raise self._begin_anew(error) from error
+        except sqlite3.Error as error:
+            if is_damage(error):
+                raise self._begin_anew(error) from error
+            raise StoreError(f"the store {self._path} cannot be used: {error}") from error
+
+    def _open(self) -> None:
+        try:
+            self._connection = connect(self._path)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise ConfigurationError(f"the store {self._path} cannot be opened: {error}") from error
+            self._begin_anew(error)
+        else:
+            found = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            if found != SCHEMA_VERSION:
+                self._begin_anew(f"it has schema {found}, this release has {SCHEMA_VERSION}")
+
+    def _begin_anew(self, why: object) -> StoreConflict:
+        """Put the file aside. Under another name, because the name may have been a mistake."""
+        self._close()
+        aside = put_aside(self._path)
+        self._connection = connect(self._path)
+        text = f"the store {self._path} could not be used ({why}); it was moved to {aside} and is rebuilt from the log"
+        logger.warning("%s", text)
+        return StoreConflict(text)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+
+def _advance(connection: sqlite3.Connection, advance: Advance) -> None:
+    tp, checkpoint = advance.tp, advance.checkpoint
+    if advance.expected is None:
+        moved = connection.execute("INSERT OR IGNORE INTO partitions VALUES (?, ?, ?, ?)", (*tp, *checkpoint))
+    else:
+        moved = connection.execute(
+            "UPDATE partitions SET offset = ?, mark = ? WHERE topic = ? AND number = ? AND offset = ?",
+            (*checkpoint, *tp, advance.expected),
+        )
+    if moved.rowcount != 1:
+        raise StoreConflict(f"{tp}: the checkpoint is not at {advance.expected}; another instance has moved it")
+    marks = ", ".join("?" * len(Row.__struct_fields__))
+    connection.executemany(
+        f"INSERT OR REPLACE INTO sagas ({_LISTED}, blob) VALUES ({marks})",  # noqa: S608 -- columns and marks
+        [msgspec.structs.astuple(row) for row in advance.rows],
+    )
+    connection.executemany(
+        "DELETE FROM parked WHERE topic = ? AND partition = ? AND saga_id = ?",
+        [(*tp, saga_id) for saga_id in advance.released],
+    )
+    connection.executemany(
+        "INSERT OR REPLACE INTO parked VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (*tp, each.offset, (each.key or b"").decode(), each.timestamp_ms, each.key, each.value, _packed(each))
+            for each in advance.parked
+        ],
+    )
+
+
+def _packed(message: Message) -> bytes:
+    return msgspec.msgpack.encode(message.headers)

@@ -60,17 +60,19 @@ def saga_started(contract: Saga, state: SagaState, entry: Entry, record: SagaSta
         if state.cancelled:  # a cancel before the start is kept
             _fail(state, entry.at_ms)
         return None
+    new_call = record.request not in state.requests  # and not a resend: it wants an answer of its own
+    if new_call:
+        state.requests = (*state.requests, record.request)[-REQUESTS_KEPT:]
     if record.start == state.start:
-        if record.request not in state.requests:  # a new call, not a resend: it wants to be told the outcome
-            state.requests = (*state.requests, record.request)[-REQUESTS_KEPT:]
-            if state.outcome is not None:
-                _owe(state, Decision("complete" if state.outcome.kind == "completed" else "compensated"))
+        if new_call and state.outcome is not None:
+            _owe(state, Decision("complete" if state.outcome.kind == "completed" else "compensated"))
         return "duplicate"
-    if state.fold_round(record.start, 1) is not None:
+    if state.fold_round(record.start, 1) is None:
+        due_ms = entry.at_ms + record.saga_deadline_ms
+        state.foreign = (*state.foreign, Foreign(record.start, _user_value(state, entry, record.input), due_ms))
+        _trigger(contract, state, contract.graph.roots, 1 - len(state.foreign), entry.at_ms)
+    elif not new_call:
         return "duplicate"
-    due_ms = entry.at_ms + record.saga_deadline_ms
-    state.foreign = (*state.foreign, Foreign(record.start, _user_value(state, entry, record.input), due_ms))
-    _trigger(contract, state, contract.graph.roots, 1 - len(state.foreign), entry.at_ms)
     _owe(state, Decision("refuse_start", reference=record.start))
     return "start_refused"
 

@@ -79,10 +79,10 @@ def saga_started(contract: Saga, state: SagaState, entry: Entry, record: SagaSta
 
 def cancel_requested(_contract: Saga, state: SagaState, entry: Entry, record: CancelRequested) -> Note | None:
     """Turns the saga round, unless the outcome is decided already (rule 14)."""
+    if record.request in state.cancels:  # also one that was heard before the outcome: it is not refused afterwards
+        return "duplicate"
+    state.cancels = (*state.cancels, record.request)[-REQUESTS_KEPT:]
     if state.outcome is not None:
-        if record.request in state.cancels_refused:
-            return "duplicate"
-        state.cancels_refused = (*state.cancels_refused, record.request)[-REQUESTS_KEPT:]
         _owe(state, Decision("refuse_cancel", reference=record.request))
         return "cancel_refused"
     if state.cancelled:
@@ -311,7 +311,7 @@ def cancel_refused(_contract: Saga, state: SagaState, _entry: Entry, record: Can
     """The message of a refusal."""
     if _paid(state, Decision("refuse_cancel", reference=record.request)):
         return None
-    return "duplicate" if record.request in state.cancels_refused else "not_decided"
+    return "duplicate" if record.request in state.cancels else "not_decided"
 
 
 def signal_received(_contract: Saga, _state: SagaState, _entry: Entry, _record: SignalReceived) -> Note | None:

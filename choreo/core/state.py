@@ -164,7 +164,7 @@ class SagaState(msgspec.Struct, omit_defaults=True):
         standing: step → round in which it stands (rule 7).
         owed: decided, and its record not yet in the log.
         undone: compensations that ended, in order.
-        requests: ids of the calls that started the saga, the last few.
+        requests, cancels: ids of the calls to start it and of those to cancel it, the last few.
         offset, updated_ms: of the last record folded.
         finished_ms: append time of the outcome's record; 0 until it is in the log.
         truncated: records were found, but not the start: retention has cut it off (rule 21).
@@ -197,7 +197,7 @@ class SagaState(msgspec.Struct, omit_defaults=True):
     undone: tuple[Undone, ...] = ()
     outcome: Outcome | None = None
     requests: tuple[str, ...] = ()
-    cancels_refused: tuple[str, ...] = ()
+    cancels: tuple[str, ...] = ()
     offset: int = -1
     updated_ms: int = 0
     finished_ms: int = 0

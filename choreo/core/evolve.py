@@ -121,7 +121,7 @@ def step_completed(contract: Saga, state: SagaState, entry: Entry, record: StepC
         effect=instance.effect if instance.effect is not None else _user_value(state, entry, record.effect),
         runs=(*instance.runs, seen),
         may_stand=True,
-        ran_again=instance.ran_again or instance.awaits_answer,
+        ran_again=instance.ran_again or instance.awaits_answer or instance.stuck,
     )
     if not late and not instance.completed:
         _trigger(contract, state, contract.graph.chained[step], saga_round, entry.at_ms)
@@ -166,7 +166,7 @@ def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFail
         key,
         runs=runs,
         may_stand=instance.may_stand or doubt,
-        ran_again=instance.ran_again or (doubt and instance.awaits_answer),
+        ran_again=instance.ran_again or (doubt and (instance.awaits_answer or instance.stuck)),
     )
     return "repair" if doubt and state.outcome is not None else "unwanted"
 
@@ -219,9 +219,8 @@ def compensation_failed(
         return "duplicate" if 0 < record.generation <= instance.generation else "stale"
     if not record.run and not 0 < instance.compensation_due_ms < entry.at_ms - contract.grace_ms:
         return "early_timer"
-    state.update(
-        key, awaits_answer=False, stuck=True, may_stand=True, ran_again=False, compensation_failure=record.failure
-    )
+    # Whether it ran again is still of use: an answer may come late, and "nothing to undo" does not cover a newer run.
+    state.update(key, awaits_answer=False, stuck=True, may_stand=True, compensation_failure=record.failure)
     _owe(state, Decision("stuck", key[0], key[1], record.generation))
     return None
 
@@ -234,11 +233,11 @@ def operator_acted(_contract: Saga, state: SagaState, _entry: Entry, record: Ope
     if record.act == "retry":
         state.update(key, stuck=False, may_stand=True)
     elif record.act == "skip":
-        state.update(key, stuck=False, may_stand=False)
+        state.update(key, stuck=False, may_stand=False, ran_again=False)
         _undone(state, key, "skipped")
     else:
         for other in Survey(state).uncompensated:
-            state.update(other, stuck=False, may_stand=False, awaits_answer=False)
+            state.update(other, stuck=False, may_stand=False, ran_again=False, awaits_answer=False)
             if state.standing.get(other[0]) == other[1]:
                 del state.standing[other[0]]
             _undone(state, other, "resolved")

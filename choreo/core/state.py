@@ -95,7 +95,7 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
         may_stand: it may have an effect that nobody has undone yet.
         awaits_answer: a ``Compensate`` is decided and not answered.
         generation: of the last ``Compensate`` decided; 0 for none.
-        ran_again: since that decision another run may have had an effect (rule 11).
+        ran_again: since that decision, and before its answer, another run may have had an effect (rule 11).
         own: that ``Compensate`` was the failed step's own (rule 8).
         compensation_due_ms: 0 until the command's append time is known.
         stuck: its compensation failed for good.

@@ -87,7 +87,7 @@ def cancel_requested(_contract: Saga, state: SagaState, entry: Entry, record: Ca
         return "cancel_refused"
     if state.cancelled:
         return "duplicate"
-    state.cancelled, state.cancel_reason = True, record.reason
+    state.cancelled, state.cancel_reason, state.cancelled_first = True, record.reason, not state.failing
     state.retry_at_ms = None
     if state.started:
         _fail(state, entry.at_ms)
@@ -117,6 +117,7 @@ def step_completed(contract: Saga, state: SagaState, entry: Entry, record: StepC
     state.update(
         key,
         first=first,
+        failure=LATE if first == "late" else instance.failure,
         completed=instance.completed or not late,
         effect=instance.effect if instance.effect is not None else _user_value(state, entry, record.effect),
         runs=(*instance.runs, seen),

@@ -159,6 +159,7 @@ class SagaState(msgspec.Struct, omit_defaults=True):
         failing: on the way back, or waiting to settle before it.
         failing_since_ms: append time of the record that turned the saga round.
         cancelled, aborted: sticky.
+        cancelled_first: the cancel turned the saga round, no failure before it.
         retry_at_ms: a compensation has asked for the next round, not before this; ``None`` if none has.
         round_ready: all that has to be undone for it is; only the time is missing.
         standing: step → round in which it stands (rule 7).
@@ -186,6 +187,7 @@ class SagaState(msgspec.Struct, omit_defaults=True):
     failing_since_ms: int = 0
     cancelled: bool = False
     cancel_reason: str = ""
+    cancelled_first: bool = False
     aborted: bool = False
     retry_at_ms: int | None = None
     round_ready: bool = False
@@ -261,9 +263,14 @@ class SagaState(msgspec.Struct, omit_defaults=True):
         return foreign.input, foreign.due_ms
 
     def first_failure(self) -> tuple[str, Failure] | None:
-        """The failure that the current round goes back for: the first in the log."""
+        """What the current round goes back for: its first failure in the log.
+
+        None after a cancel that came before any, and none for which a substitute was taken: that one is mended.
+        """
+        if self.cancelled_first:
+            return None
         for step, saga_round, failure in self.failures:
-            if saga_round == self.round:
+            if saga_round == self.round and self.instance((step, saga_round)).offer != "taken":
                 return step, failure
         return None
 

@@ -25,7 +25,7 @@ from prometheus_client import (
 Outcome = Literal["completed", "compensated"]
 Phase = Literal["forward", "compensating", "stuck"]
 StepResult = Literal["completed", "failed", "skipped_duplicate", "skipped_late"]
-AttemptResult = Literal["ok", "rejected", "crashed", "timed_out", "cancelled"]
+AttemptResult = Literal["ok", "rejected", "crashed", "timed_out"]
 CompensationResult = Literal["undone", "nothing_to_undo", "failed", "skipped_duplicate"]
 DeadLetterReason = Literal["undecodable", "unknown_version", "unknown_contract"]
 ReplaySource = Literal["rebuild", "scan"]

@@ -1,0 +1,38 @@
+"""The runtime of step services: handlers bound to the steps of contracts, run by the records of the log.
+
+A record passes ``route`` (is it ours?), ``partition`` (offsets, back-pressure), ``lanes`` (one at a time for each
+saga and step), ``perform`` (what is to be done), ``attempts`` (retries, timeouts), ``answer`` and ``publish``.
+``worker`` polls and commits, ``answered`` knows what was answered before a crash, ``dead_letter`` keeps what nobody
+can read, ``runtime`` puts it together. For users: ``service``, ``handler``, ``context``, ``verdict``.
+"""
+
+from choreo.step.context import CompensationContext, Context
+from choreo.step.options import Options
+from choreo.step.runtime import StepRuntime
+from choreo.step.service import Service
+from choreo.step.verdict import (
+    Abort,
+    AbortRetries,
+    CompensationAnswer,
+    Continue,
+    InvalidInput,
+    NothingToUndo,
+    Reject,
+    Retry,
+)
+
+__all__ = [
+    "Abort",
+    "AbortRetries",
+    "CompensationAnswer",
+    "CompensationContext",
+    "Context",
+    "Continue",
+    "InvalidInput",
+    "NothingToUndo",
+    "Options",
+    "Reject",
+    "Retry",
+    "Service",
+    "StepRuntime",
+]

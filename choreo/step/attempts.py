@@ -1,0 +1,189 @@
+"""Running a handler: attempts within a timeout each, backoff between them, and all of it within what is due.
+
+A handler that is cancelled at its timeout may have done its work or not: whatever ended so is *in doubt*. An async
+handler ends when it is cancelled. A sync one runs in a thread, and a thread cannot be ended: it *lingers*. Its lane
+must not go on before it is gone (rule 3: finished means that the handler has ended), or a ``Compensate`` could undo
+an effect that is only about to happen. So a further attempt waits for the thread; but where none is left, or the
+answer is due, the failure is published at once and the lane stays busy, with the offset unfinished, until it is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextvars import copy_context
+from random import Random
+from typing import Any, NamedTuple
+
+from choreo.clock import Clock
+from choreo.contract.policy import Retries
+from choreo.observe.metrics import AttemptResult
+from choreo.step.context import BaseContext
+from choreo.step.handler import Handler, UnfitInput
+from choreo.step.lanes import Lane
+from choreo.step.verdict import InvalidInput, Reject
+
+
+class AttemptTimeout(Exception):  # noqa: N818  # stands in for the exception that a cancelled handler does not have
+    """The attempt was cancelled. ``code`` is ``timeout`` (its own bound) or ``deadline`` (the answer is due)."""
+
+    def __init__(self, code: str, seconds: float) -> None:
+        self.code = code
+        super().__init__(
+            f"cancelled after its timeout of {seconds:g} s" if code == "timeout" else "cancelled: its answer is due"
+        )
+
+
+class Ended(NamedTuple):
+    """How a run has ended.
+
+    Attributes:
+        value: what the handler returned in its last attempt; meaningless if there is an error.
+        error: what its last attempt raised; ``None`` if it returned.
+        attempts: how many there were; 0 if the answer was due before the first.
+        duration_ms: of all attempts and backoffs, monotonic.
+        in_doubt: an attempt before the last one may have left an effect.
+        lingering: a thread that is still at work; wait for it before the lane goes on.
+    """
+
+    value: Any
+    error: BaseException | None
+    attempts: int
+    duration_ms: int
+    in_doubt: bool
+    lingering: asyncio.Future[Any] | None
+
+
+class Attempts:
+    """Runs handlers by their policies."""
+
+    def __init__(self, clock: Clock, random: Random, executor: Executor) -> None:
+        self._clock = clock
+        self._random = random
+        self._executor = executor
+
+    async def run(
+        self,
+        handler: Handler,
+        context: Callable[[int, float], BaseContext[Any]],
+        lane: Lane,
+        *,
+        retries: Retries,
+        timeout_s: float,
+        due_at: float,
+        on_attempt: Callable[[AttemptResult], None],
+        definite: tuple[type[BaseException], ...] = (Reject, InvalidInput),
+    ) -> Ended:
+        """Call the handler until it returns, gives a definite answer, or has no attempt or time left.
+
+        Args:
+            handler: what to call.
+            context: makes the context of an attempt, from its number and the monotonic time at which it is cancelled.
+            lane: whose slot the handler takes.
+            retries: attempts beyond the first.
+            timeout_s: bound of one attempt.
+            due_at: bound of all, on the monotonic clock.
+            on_attempt: is told how each attempt ended.
+            definite: exceptions that are never retried.
+        """
+        clock = self._clock
+        began = clock.monotonic()
+        attempt, in_doubt = 0, False
+        value: Any = None
+        error: BaseException | None = AttemptTimeout("deadline", 0)
+        lingering: asyncio.Future[Any] | None = None
+        while True:
+            await lane.take_slot()
+            try:
+                now = clock.monotonic()
+                if now >= due_at:
+                    break
+                attempt += 1
+                limit_s = min(timeout_s, due_at - now)
+                code = "timeout" if timeout_s <= due_at - now else "deadline"
+                made = context(attempt, now + limit_s)
+                if handler.is_async:
+                    value, error = await _call(handler, made, limit_s, code)
+                else:
+                    value, error, lingering = await self._call_in_thread(handler, made, limit_s, code)
+            finally:
+                lane.release_slot()
+            on_attempt(_result_of(error, definite))
+            if error is None or isinstance(error, definite) or attempt > retries.limit:
+                break
+            wait_s = self._backoff_s(retries, attempt)
+            if clock.monotonic() + wait_s >= due_at:
+                break  # the failure is certain now, so it is said now and not when it is due
+            in_doubt = True
+            if lingering is not None:
+                await asyncio.wait((lingering,), timeout=max(0.0, due_at - clock.monotonic()))
+                if not lingering.done():
+                    break
+                lingering = None
+            await lane.rest(clock.sleep(wait_s))
+        duration_ms = round((clock.monotonic() - began) * 1_000)
+        return Ended(value, error, attempt, duration_ms, in_doubt, lingering)
+
+    def _backoff_s(self, retries: Retries, retry: int) -> float:
+        longest_s = retries.backoff_ms(retry) / 1_000
+        return self._random.uniform(0, longest_s) if retries.jitter else longest_s
+
+    async def _call_in_thread(
+        self, handler: Handler, context: BaseContext[Any], limit_s: float, code: str
+    ) -> tuple[Any, BaseException | None, asyncio.Future[Any] | None]:
+        try:
+            positional, keywords = handler.arguments(context)
+        except UnfitInput as unfit:
+            return None, unfit, None
+        in_context = copy_context()  # so that what the handler logs has the lane's fields
+
+        def call() -> tuple[Any, BaseException | None]:
+            # Caught here because not every exception can be set on a future (StopIteration would hang its waiter).
+            try:
+                return in_context.run(handler.function, *positional, **keywords), None
+            except BaseException as raised:  # noqa: BLE001  # SystemExit in a thread ends nothing, it is a crash
+                return None, raised
+
+        submitted = self._executor.submit(call)
+        future = asyncio.wrap_future(submitted)
+        try:
+            done, _ = await asyncio.wait((future,), timeout=limit_s)
+        except asyncio.CancelledError:
+            submitted.cancel()  # what still waits for a thread must not begin when nobody listens any more
+            raise
+        if done:
+            value, error = future.result()
+            return value, error, None
+        never_began = submitted.cancel()
+        return None, AttemptTimeout(code, limit_s), None if never_began else future
+
+
+async def _call(
+    handler: Handler, context: BaseContext[Any], limit_s: float, code: str
+) -> tuple[Any, BaseException | None]:
+    task = asyncio.current_task()
+    assert task is not None, "lanes are tasks"
+    cancellations = task.cancelling()
+    try:
+        async with asyncio.timeout(limit_s) as scope:
+            positional, keywords = handler.arguments(context)
+            return await handler.function(*positional, **keywords), None
+    except asyncio.CancelledError as error:
+        if task.cancelling() > cancellations:
+            raise  # we are told to end
+        return None, error  # the handler waited for a task of its own that was cancelled: a crash like any other
+    except TimeoutError as error:
+        return None, AttemptTimeout(code, limit_s) if scope.expired() else error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  # whatever a handler raises, SystemExit too, is its failure
+        return None, error
+
+
+def _result_of(error: BaseException | None, definite: tuple[type[BaseException], ...]) -> AttemptResult:
+    if error is None:
+        return "ok"
+    if isinstance(error, AttemptTimeout):
+        return "timed_out"
+    return "rejected" if isinstance(error, definite) else "crashed"

@@ -1,0 +1,152 @@
+"""Users' functions, made callable with a context: what each parameter gets is decided once, when it is bound.
+
+The first parameter that is no context gets the saga's input, converted to its annotation (a ``msgspec.Struct``,
+dataclass, ``TypedDict``, builtin; without annotation plain builtins). A parameter annotated ``Context`` or
+``CompensationContext``, or named ``ctx``, gets the context. Others must have defaults, and keep them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, get_type_hints
+
+import msgspec
+
+from choreo.errors import DefinitionError
+from choreo.step.context import BaseContext, CompensationContext, Context
+from choreo.step.verdict import InvalidInput, Reject
+
+
+class UnfitInput(Reject):
+    """The input does not fit the type that the handler declares. The function has not run, so there is no effect."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, code="invalid_input")
+
+
+class Slot(NamedTuple):
+    """A parameter that is filled: ``input_type`` is ``None`` where it gets the context."""
+
+    name: str
+    keyword_only: bool
+    input_type: Any
+
+
+class Handler:
+    """A function that runs a step or undoes one.
+
+    Attributes:
+        is_async: whether calling it gives a coroutine; otherwise it may block, and is called in a thread.
+    """
+
+    __slots__ = ("_slots", "function", "is_async", "name")
+
+    def __init__(self, function: Callable[..., Any], context_type: type[BaseContext[Any]]) -> None:
+        """Bind a function.
+
+        Raises:
+            DefinitionError: with all problems of the function's signature.
+        """
+        self.function = function
+        self.name = getattr(function, "__qualname__", type(function).__qualname__)
+        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004  # an object with an async __call__ is such a function
+        )
+        self._slots, problems = _slots_of(function, context_type)
+        if problems:
+            raise DefinitionError(f"handler {self.name!r}", tuple(problems))
+
+    def arguments(self, context: BaseContext[Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Positional and keyword arguments for a call.
+
+        Raises:
+            UnfitInput: the input does not fit the declared type.
+        """
+        positional: list[Any] = []
+        keywords: dict[str, Any] = {}
+        for name, keyword_only, input_type in self._slots:
+            if input_type is None:
+                value: Any = context
+            else:
+                try:
+                    value = context.input_as(input_type)
+                except InvalidInput as error:
+                    raise UnfitInput(str(error)) from error
+            if keyword_only:
+                keywords[name] = value
+            else:
+                positional.append(value)
+        return positional, keywords
+
+
+def _slots_of(function: Callable[..., Any], context_type: type[BaseContext[Any]]) -> tuple[list[Slot], list[str]]:
+    slots: list[Slot] = []
+    problems: list[str] = []
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        problems.append("it is a generator; return the effect instead of yielding it")
+    hints = _hints_of(function, problems)
+    has_input = False
+    skipped: str | None = None  # a parameter that keeps its default; what follows it must go by keyword
+    for name, parameter in _parameters_of(function, problems):
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        annotation = hints.get(name, Any)
+        by_keyword = parameter.kind is parameter.KEYWORD_ONLY or skipped is not None
+        if _is_context(annotation) or (name == "ctx" and annotation is Any):
+            if annotation is not Any and annotation is not context_type:
+                problems.append(
+                    f"parameter {name!r} is a {annotation.__name__}; here it must be a {context_type.__name__}"
+                )
+            slots.append(Slot(name, by_keyword, None))
+        elif not has_input:
+            has_input = True
+            problems += _type_problems(name, annotation)
+            slots.append(Slot(name, by_keyword, annotation))
+        elif parameter.default is not parameter.empty:
+            skipped = name
+            continue
+        else:
+            problems.append(
+                f"parameter {name!r} cannot be filled: the input goes to an earlier one; "
+                f"annotate it {context_type.__name__} or give it a default"
+            )
+        if by_keyword and parameter.kind is parameter.POSITIONAL_ONLY:
+            problems.append(
+                f"parameter {name!r} is positional-only and stands behind {skipped!r}, which keeps its default"
+            )
+    return slots, problems
+
+
+def _parameters_of(function: Callable[..., Any], problems: list[str]) -> list[tuple[str, inspect.Parameter]]:
+    try:
+        return list(inspect.signature(function).parameters.items())
+    except (TypeError, ValueError) as error:
+        problems.append(f"its signature cannot be read ({error}); wrap it in a function")
+        return []
+
+
+def _hints_of(function: Callable[..., Any], problems: list[str]) -> dict[str, Any]:
+    target = function
+    while hasattr(target, "func"):  # functools.partial
+        target = target.func
+    if not (inspect.isfunction(target) or inspect.ismethod(target)):
+        target = getattr(target, "__call__", target)  # noqa: B004  # annotations of an object stand on its __call__
+    try:
+        return get_type_hints(target, include_extras=True)
+    except Exception as error:  # noqa: BLE001  # annotations are code; whatever they raise is the user's to read
+        problems.append(f"its annotations cannot be resolved ({error}); import the types at module level")
+        return {}
+
+
+def _is_context(annotation: Any) -> bool:
+    return annotation in (Context, CompensationContext)
+
+
+def _type_problems(name: str, annotation: Any) -> list[str]:
+    try:
+        msgspec.json.Decoder(annotation)
+        msgspec.msgpack.Decoder(annotation)
+    except Exception as error:  # noqa: BLE001  # msgspec resolves the type's own annotations, which are code
+        return [f"parameter {name!r}: the input cannot be converted to {annotation!r}: {error}"]
+    return []

@@ -1,0 +1,34 @@
+"""How a step service runs, apart from what it does."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of a ``StepRuntime``.
+
+    Attributes:
+        concurrency: handlers that run at once, for each partition.
+        threads: for sync handlers, for the whole process.
+        unfinished_max: records in work, for each partition, at which it is paused.
+        poll_timeout_s: longest wait of one poll; a stop or a resume waits as long.
+        commit_interval_s, commit_records: a commit is made when that time has passed, or that many were finished.
+        drain_timeout_s: what running handlers get when their partition is given up.
+        shutdown_timeout_s: what they get at a stop.
+        ready_within_s: a service that has not polled for that long is not ready.
+        park_limit_s: how long a record of a contract version that is not held is kept for a newer worker.
+        answers_remembered: for each partition, to recognise triggers that are in the log twice.
+    """
+
+    concurrency: int = 64
+    threads: int = 64
+    unfinished_max: int = 1_000
+    poll_timeout_s: float = 0.25
+    commit_interval_s: float = 0.5
+    commit_records: int = 1_000
+    drain_timeout_s: float = 10.0
+    shutdown_timeout_s: float = 25.0
+    ready_within_s: float = 30.0
+    park_limit_s: float = 600.0
+    answers_remembered: int = 20_000

@@ -1,0 +1,301 @@
+"""What is done for one record and one step, from its bytes to the acknowledged answer.
+
+``Performer.perform`` returns when nothing is left to do, so that the record's offset may be finished; it raises only
+when it is cancelled, or when the answer can never be written. All that handlers, users' values and foreign bytes can
+do wrong ends in an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from random import Random
+
+from choreo.broker.topics import saga_topic
+from choreo.clock import Clock
+from choreo.errors import RecordTooLarge, Undecodable, Unencodable
+from choreo.messages.codec import decode
+from choreo.messages.records import (
+    AnyRecord,
+    Compensate,
+    CompensationFailed,
+    Execute,
+    Failure,
+    KnownEffect,
+    SagaStarted,
+    StepCompensated,
+    StepCompleted,
+    StepFailed,
+    StepRecord,
+)
+from choreo.observe.metrics import AttemptResult, Metrics
+from choreo.step import answer
+from choreo.step.answered import Answer, Instance
+from choreo.step.attempts import Attempts, Ended
+from choreo.step.context import CompensationContext, Context
+from choreo.step.counts import StepCounts
+from choreo.step.dead_letter import DeadLetters
+from choreo.step.handler import UnfitInput
+from choreo.step.job import CompensationJob, StepJob, Trigger, compensation_job, is_trigger, round_of, step_job
+from choreo.step.lanes import Lane
+from choreo.step.place import Place
+from choreo.step.publish import Publisher
+from choreo.step.refusal import Refusals
+from choreo.step.route import Delivery
+from choreo.step.service import Hosted
+from choreo.step.verdict import InvalidInput, Retry
+
+logger = logging.getLogger(__name__)
+
+HostedSteps = Mapping[tuple[str, int, str], Hosted]
+
+
+class Performer:
+    """Does the work of one service."""
+
+    def __init__(
+        self,
+        hosted: HostedSteps,
+        attempts: Attempts,
+        publisher: Publisher,
+        dead_letters: DeadLetters,
+        *,
+        clock: Clock,
+        random: Random,
+        metrics: Metrics,
+        park_limit_s: float,
+    ) -> None:
+        """Equip a performer.
+
+        Args:
+            hosted: the steps that the service runs, by saga, version and name.
+            park_limit_s: how long, from its append, a record of an unknown version is kept unfinished.
+        """
+        self._hosted = hosted
+        self._versions = frozenset((saga, version) for saga, version, _ in hosted)
+        self._attempts = attempts
+        self._publisher = publisher
+        self._clock = clock
+        self._random = random
+        self._refusals = Refusals(
+            self._versions,
+            publisher,
+            dead_letters,
+            clock=clock,
+            metrics=metrics,
+            park_limit_s=park_limit_s,
+            draw_run=self._draw_run,
+        )
+        self._counts = {(saga, step): StepCounts(metrics, saga, step) for saga, _, step in hosted}
+        self._delays = {saga: metrics.message_delivery_delay.labels(saga_topic(saga)) for saga, _, _ in hosted}
+
+    async def perform(self, delivery: Delivery, lane: Lane, place: Place) -> None:
+        """Do what the record asks of the step."""
+        try:
+            await self._perform(delivery, lane, place)
+        except Exception as error:  # a fault of ours: it must neither stop the service nor lose the saga
+            logger.exception("internal error at step %r in %s", delivery.step, delivery.message.tp)
+            await self._refusals.internal_error(delivery, place, error)
+
+    async def _perform(self, delivery: Delivery, lane: Lane, place: Place) -> None:
+        try:
+            record = _read(delivery, place)
+        except Undecodable as error:
+            await self._refusals.undecodable(delivery, place, str(error))
+            return
+        hosted = self._hosted.get((record.saga, record.version, delivery.step))
+        if hosted is None:
+            if (record.saga, record.version) not in self._versions:
+                await self._refusals.unknown_version(record, delivery, lane, place)
+        elif isinstance(record, Compensate):
+            await self._compensate(record, hosted, delivery, lane, place)
+        elif isinstance(record, SagaStarted | StepCompleted | Execute) and is_trigger(
+            record, hosted.saga, delivery.step
+        ):
+            await self._run_step(record, hosted, delivery, lane, place)
+
+    async def _run_step(self, record: Trigger, hosted: Hosted, delivery: Delivery, lane: Lane, place: Place) -> None:
+        message, route, step = delivery
+        counts = self._counts[record.saga, step]
+        if isinstance(record, StepCompleted) and record.is_late(message.timestamp_ms):
+            counts.events["skipped_late"].inc()  # a failure to every reader, so nothing follows from it (design, 6)
+            return
+        instance = Instance(message.key, record.start, step, round_of(record))
+        known = place.answered.get(instance)
+        now = self._clock.monotonic()
+        job = step_job(
+            record,
+            hosted.saga,
+            hosted.step,
+            self._draw_run(),
+            place.origin(message, route.traceparent, route.content_type, now),
+        )
+        if known is not None:
+            if known is Answer.NO_EFFECT:
+                await self._publish_outcome(job, answer.failed(job, _MAYBE_RUN_BY_OTHERS, "unknown"), place)
+                place.answered.settle(instance)
+            counts.events["skipped_duplicate"].inc()
+            return
+        self._delays[record.saga].observe(max(0.0, (self._clock.now_ms() - message.timestamp_ms) / 1_000))
+        clock = self._clock
+        counts.in_flight.inc()
+        try:
+            ended = await self._attempts.run(
+                hosted.handler,
+                lambda attempt, ends_at: Context(job, attempt, ends_at, clock),
+                lane,
+                retries=hosted.step.retries,
+                timeout_s=hosted.step.timeout_ms / 1_000,
+                due_at=job.due_at,
+                on_attempt=lambda result: _count_attempt(counts, result),
+            )
+        finally:
+            counts.in_flight.dec()
+        if ended.attempts > 1:
+            counts.retries.inc(ended.attempts - 1)
+        outcome = await self._publish_outcome(job, answer.answer_of_step(job, ended), place)
+        place.answered.settle(instance)
+        result = "completed" if isinstance(outcome, StepCompleted) else "failed"
+        if isinstance(outcome, StepFailed):
+            _log_failure(job, outcome.failure, outcome.effect)
+        counts.durations[result].observe(ended.duration_ms / 1_000)
+        counts.events[result].inc()
+        await _wait_for_thread(ended, job)
+
+    async def _publish_outcome(
+        self, job: StepJob, outcome: StepCompleted | StepFailed, place: Place
+    ) -> StepCompleted | StepFailed:
+        try:
+            await self._publish(outcome, job, place)
+        except (Unencodable, RecordTooLarge) as error:
+            if isinstance(outcome, StepFailed):
+                raise
+            # The effect exists, only the saga's context has become too large to carry it on.
+            outcome = answer.failed(job, answer.crash(error, code="context_too_large"), "unknown")
+            await self._publish(outcome, job, place)
+        return outcome
+
+    async def _compensate(
+        self, record: Compensate, hosted: Hosted, delivery: Delivery, lane: Lane, place: Place
+    ) -> None:
+        message, route, step = delivery
+        counts = self._counts[record.saga, step]
+        instance = Instance(message.key, record.start, step, record.round, record.generation)
+        if place.answered.get(instance) is not None:
+            counts.compensations["skipped_duplicate"].inc()
+            return
+        origin = place.origin(message, route.traceparent, route.content_type, self._clock.monotonic())
+        job = compensation_job(record, hosted.saga, hosted.step, self._draw_run(), origin)
+        self._delays[record.saga].observe(max(0.0, (self._clock.now_ms() - message.timestamp_ms) / 1_000))
+        ended = await self._run_compensation(job, hosted, lane, counts)
+        if ended is None:
+            failure = answer.plain_failure("rejected", "no_compensation", f"step {step!r} has no compensation here")
+            reply: StepCompensated | CompensationFailed = answer.compensation_failed(job, failure)
+        else:
+            backoff_ms = ended.value.backoff_ms(job.round, self._random) if isinstance(ended.value, Retry) else 0
+            reply = answer.answer_of_compensation(job, ended, backoff_ms=backoff_ms)
+        try:
+            await self._publish(reply, job, place)
+        except (Unencodable, RecordTooLarge) as error:
+            reply = answer.compensation_failed(job, answer.crash(error, code="unencodable_effect"), ended)
+            await self._publish(reply, job, place)
+        place.answered.settle(instance)
+        if isinstance(reply, StepCompensated):
+            counts.compensations["undone" if reply.undone else "nothing_to_undo"].inc()
+        else:
+            counts.compensations["failed"].inc()
+            _log_failure(job, reply.failure, "unknown")
+        if ended is not None:
+            counts.compensation_duration.observe(ended.duration_ms / 1_000)
+            await _wait_for_thread(ended, job)
+
+    async def _run_compensation(
+        self, job: CompensationJob, hosted: Hosted, lane: Lane, counts: StepCounts
+    ) -> Ended | None:
+        if hosted.compensation is None:
+            return None
+        clock = self._clock
+        counts.in_flight.inc()
+        try:
+            return await self._attempts.run(
+                hosted.compensation,
+                lambda attempt, ends_at: CompensationContext(job, attempt, ends_at, clock),
+                lane,
+                retries=hosted.step.compensation_retries,
+                timeout_s=hosted.step.timeout_ms / 1_000,
+                due_at=job.due_at,
+                on_attempt=lambda _: None,
+                definite=(UnfitInput, InvalidInput),
+            )
+        finally:
+            counts.in_flight.dec()
+
+    async def _publish(
+        self,
+        record: StepCompleted | StepFailed | StepCompensated | CompensationFailed,
+        job: StepJob | CompensationJob,
+        place: Place,
+    ) -> None:
+        appended = await self._publisher.publish(
+            saga_topic(record.saga), record, content_type=job.content_type, traceparent=job.traceparent
+        )
+        place.time.see(appended.timestamp_ms, self._clock.monotonic())
+
+    def _draw_run(self) -> str:
+        return f"{self._random.getrandbits(64):016x}"
+
+
+_MAYBE_RUN_BY_OTHERS = Failure(
+    kind="cancelled",
+    code="redelivered",
+    message="an earlier run failed without an effect, but another replica may have run since",
+)
+
+
+def _read(delivery: Delivery, place: Place) -> AnyRecord:
+    """The record, if it is what its headers say. Raises ``Undecodable``."""
+    message, route, _ = delivery
+    record = decode(message.key, message.value, message.headers)
+    if type(record) is not route.kind:
+        raise Undecodable(
+            f"the record is {type(record).__name__}, its headers say {route.kind and route.kind.__name__}"
+        )
+    if record.saga != place.saga:
+        raise Undecodable(f"a record of saga {record.saga!r} in the topic of saga {place.saga!r}")
+    said = (route.step, route.round, route.start, route.generation)
+    if isinstance(record, StepRecord):
+        is_so = said == (record.step, record.round, record.start, getattr(record, "generation", 0))
+    else:
+        is_so = said[2] == record.start
+    if not is_so:
+        raise Undecodable("the record contradicts its headers")
+    return record
+
+
+def _count_attempt(counts: StepCounts, result: AttemptResult) -> None:
+    counts.attempts[result].inc()
+
+
+async def _wait_for_thread(ended: Ended, job: StepJob | CompensationJob) -> None:
+    if ended.lingering is None or ended.lingering.done():
+        return
+    logger.warning(
+        "a handler of step %r goes on in its thread past its time; its lane waits for it",
+        job.step.name,
+        extra={"saga_id": job.saga_id},
+    )
+    await asyncio.wait((ended.lingering,))
+
+
+def _log_failure(job: StepJob | CompensationJob, failure: Failure, effect: KnownEffect) -> None:
+    what = "compensation of step" if isinstance(job, CompensationJob) else "step"
+    logger.warning(
+        "%s %r %s (effect %s): %s",
+        what,
+        job.step.name,
+        failure.code or failure.kind,
+        effect,
+        failure.message,
+        extra={"saga": job.saga.name, "saga_id": job.saga_id, "step": job.step.name, "round": job.round},
+    )

@@ -1,0 +1,142 @@
+"""Answers to records that were not understood: said from their headers, so that no saga waits for its deadline."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+
+from choreo.clock import Clock
+from choreo.errors import Unencodable
+from choreo.messages.codec import content_type_of
+from choreo.messages.headers import CONTENT_TYPES, JSON
+from choreo.messages.records import AnyRecord, Compensate, CompensationFailed, Failure, KnownEffect, StepFailed
+from choreo.observe.metrics import Metrics
+from choreo.step import answer
+from choreo.step.answered import Instance
+from choreo.step.dead_letter import DeadLetters
+from choreo.step.lanes import Lane
+from choreo.step.place import Place
+from choreo.step.publish import Publisher
+from choreo.step.route import Delivery
+
+logger = logging.getLogger(__name__)
+
+
+class Refusals:
+    """Refuses records for one service."""
+
+    def __init__(
+        self,
+        versions: Collection[tuple[str, int]],
+        publisher: Publisher,
+        dead_letters: DeadLetters,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        park_limit_s: float,
+        draw_run: Callable[[], str],
+    ) -> None:
+        """Equip it.
+
+        Args:
+            versions: the contracts that are held, by name and version.
+            park_limit_s: how long, from its append, a record of an unknown version is kept unfinished.
+            draw_run: gives the run ids of answers.
+        """
+        self._versions = versions
+        self._publisher = publisher
+        self._dead_letters = dead_letters
+        self._clock = clock
+        self._metrics = metrics
+        self._park_limit_s = park_limit_s
+        self._draw_run = draw_run
+
+    async def undecodable(self, delivery: Delivery, place: Place, about: str) -> None:
+        """Nobody can read the record (rule 18): nothing was ever run for it."""
+        await self._dead_letters.bury(delivery.message, place.saga, "undecodable", about)
+        await self._answer(delivery, place, answer.plain_failure("rejected", "undecodable", about), "none")
+
+    async def internal_error(self, delivery: Delivery, place: Place, error: Exception) -> None:
+        """A fault of choreo's own came between; nobody knows what the handler has done."""
+        await self._answer(delivery, place, answer.crash(error, code="internal_error"), "unknown")
+
+    async def unknown_version(self, record: AnyRecord, delivery: Delivery, lane: Lane, place: Place) -> None:
+        """Park a record of a contract version that is not held; hand it on after the limit.
+
+        Parked means unfinished: after an upgrade it is delivered again and understood. The limit counts from the
+        record's append, by the broker's clock, so restarts do not prolong it.
+        """
+        message = delivery.message
+        about = f"version {record.version} of saga {record.saga!r} is not held here"
+        waited_s = (place.time.now_ms(self._clock.monotonic()) - message.timestamp_ms) / 1_000
+        left_s = max(0.0, self._park_limit_s - waited_s)
+        logger.warning("%s; the record is parked for %.0f s. Deploy the service with that version", about, left_s)
+        parked = self._metrics.records_parked.labels(record.saga)
+        parked.inc()
+        try:
+            await lane.rest(self._clock.sleep(left_s))
+        finally:
+            parked.dec()
+        effect: KnownEffect = "none" if message.offset >= place.end_at_assignment else "unknown"
+        await self._dead_letters.bury(message, place.saga, "unknown_version", about)
+        failure = answer.plain_failure("rejected", "unknown_version", about)
+        await self._answer(delivery, place, failure, effect, version=record.version)
+
+    async def _answer(
+        self, delivery: Delivery, place: Place, failure: Failure, effect: KnownEffect, *, version: int | None = None
+    ) -> None:
+        """Say it once for each instance."""
+        message, route, step = delivery
+        generation = route.generation if route.kind is Compensate else 0
+        instance = Instance(message.key, route.start, step, route.round or 1, generation)
+        if place.answered.get(instance) is not None:
+            return
+        if version is None:
+            # The headers do not say it. Readers find the saga by its id, so one that they know of will do.
+            version = max(held for saga, held in self._versions if saga == place.saga)
+        saga_id = (message.key or b"").decode("utf-8", "replace")
+        run = self._draw_run()
+        reply: StepFailed | CompensationFailed
+        if generation:
+            reply = CompensationFailed(
+                saga=place.saga,
+                version=version,
+                saga_id=saga_id,
+                start=route.start,
+                step=step,
+                round=instance.round,
+                generation=generation,
+                run=run,
+                failure=failure,
+                attempts=0,
+            )
+        else:
+            reply = StepFailed(
+                saga=place.saga,
+                version=version,
+                saga_id=saga_id,
+                start=route.start,
+                step=step,
+                round=instance.round,
+                run=run,
+                failure=failure,
+                effect=effect,
+                attempts=0,
+            )
+        content_type = content_type_of(message.headers)
+        try:
+            await self._publisher.publish(
+                message.topic,
+                reply,
+                content_type=content_type if content_type in CONTENT_TYPES else JSON,
+                traceparent=route.traceparent,
+            )
+        except Unencodable as error:
+            # No saga can be told from headers this broken; the dead letter is all that is left.
+            logger.warning("no answer can be made from the headers of a record in %s: %s", message.tp, error)
+            return
+        place.answered.settle(instance)
+        if generation:
+            self._metrics.compensations.labels(place.saga, step, "failed").inc()
+        else:
+            self._metrics.step_events.labels(place.saga, step, "failed").inc()

@@ -1,0 +1,158 @@
+"""Runs services: each a member of its own consumer group, all over one broker connection and one pool of threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from random import Random
+
+from choreo.broker.port import Broker, Producer
+from choreo.broker.registry import register
+from choreo.clock import Clock, SystemClock
+from choreo.contract.saga import Saga
+from choreo.errors import DefinitionError
+from choreo.observe.metrics import Metrics
+from choreo.step.attempts import Attempts
+from choreo.step.dead_letter import DeadLetters
+from choreo.step.options import Options
+from choreo.step.perform import HostedSteps, Performer
+from choreo.step.publish import Publisher
+from choreo.step.route import Routes
+from choreo.step.service import Service
+from choreo.step.worker import Worker
+
+
+class StepRuntime:
+    """One or several services in one process.
+
+        runtime = StepRuntime(payment, await open_broker("kafka://localhost:9092"))
+        loop.add_signal_handler(signal.SIGTERM, lambda: asyncio.ensure_future(runtime.stop()))
+        await runtime.run()
+
+    The topics must exist (``choreo.broker.registry.ensure_saga_topics``).
+    """
+
+    def __init__(
+        self,
+        services: Service | Iterable[Service],
+        broker: Broker,
+        *,
+        clock: Clock | None = None,
+        random: Random | None = None,
+        metrics: Metrics | None = None,
+        options: Options | None = None,
+        executor: Executor | None = None,
+    ) -> None:
+        """Check the services and prepare to run them.
+
+        Args:
+            services: each step may be in one of them only.
+            broker: stays the caller's to close.
+            clock: the machine's by default.
+            random: for run ids and jitter; seeded by the operating system by default.
+            metrics: what the services count in; one of its own by default.
+            options: settings.
+            executor: where sync handlers run; a pool of threads of its own by default.
+
+        Raises:
+            DefinitionError: handlers are missing, or two services have the same step; with all problems found.
+        """
+        self.services = (services,) if isinstance(services, Service) else tuple(services)
+        self.metrics = metrics if metrics is not None else Metrics()
+        self._broker = broker
+        self._clock: Clock = clock if clock is not None else SystemClock()
+        self._random = random if random is not None else Random()  # noqa: S311  # ids need to differ, not to be secret
+        self._options = options if options is not None else Options()
+        self._executor = executor
+        self._hosted = {service.name: service.hosted() for service in self.services}
+        if problems := _overlaps(self._hosted):
+            raise DefinitionError("the set of services", tuple(problems))
+        self._workers: tuple[Worker, ...] = ()
+        self._ended = asyncio.Event()
+        self._is_stopping = False
+
+    def not_ready_because(self) -> str | None:
+        """Why the process cannot do its work now, for ``/readyz``; ``None`` if it can."""
+        if not self._workers:
+            return "the services are not running"
+        return "; ".join(reason for worker in self._workers if (reason := worker.not_ready_because())) or None
+
+    async def run(self) -> None:
+        """Publish the contracts, join the groups, and work until ``stop``.
+
+        Cancelled, it ends at once and commits nothing, as if the process had died; use ``stop`` to end in order.
+
+        Raises:
+            DefinitionError: a contract is registered with another content under the same version.
+            TopicError: a topic does not exist.
+            BrokerUnavailable: no broker answers at the start; later outages are ridden out.
+        """
+        try:
+            await register(self._broker, self._contracts())
+            async with AsyncExitStack() as stack:
+                producer = await self._broker.producer()
+                stack.push_async_callback(producer.close)
+                executor = self._executor
+                if executor is None:
+                    executor = ThreadPoolExecutor(self._options.threads, thread_name_prefix="choreo-handler")
+                    stack.callback(executor.shutdown, wait=False, cancel_futures=True)
+                self._workers = tuple(self._worker(service, producer, executor) for service in self.services)
+                async with asyncio.TaskGroup() as tasks:
+                    for service, worker in zip(self.services, self._workers, strict=True):
+                        if self._is_stopping:
+                            worker.stop()
+                        tasks.create_task(worker.run(), name=f"step/{service.name}")
+        finally:
+            self._workers = ()
+            self._ended.set()
+
+    async def stop(self) -> None:
+        """Take no more records, let handlers end (or cancel them after a while), commit, leave, and return then.
+
+        Called before ``run``, it makes ``run`` end at once, and does not wait for it.
+        """
+        self._is_stopping = True
+        if not self._workers:
+            return
+        for worker in self._workers:
+            worker.stop()
+        await self._ended.wait()
+
+    def _contracts(self) -> list[Saga]:
+        found = {key: saga for service in self.services for key, saga in service.contracts.items()}
+        return [found[key] for key in sorted(found)]
+
+    def _worker(self, service: Service, producer: Producer, executor: Executor) -> Worker:
+        clock, random, metrics, options = self._clock, self._random, self.metrics, self._options
+        hosted = self._hosted[service.name]
+        publisher = Publisher(producer, service.source, clock=clock, random=random, metrics=metrics)
+        performer = Performer(
+            hosted,
+            Attempts(clock, random, executor),
+            publisher,
+            DeadLetters(publisher, service.name, metrics),
+            clock=clock,
+            random=random,
+            metrics=metrics,
+            park_limit_s=options.park_limit_s,
+        )
+        return Worker(
+            service, Routes(hosted.values()), performer, self._broker, clock=clock, metrics=metrics, options=options
+        )
+
+
+def _overlaps(hosted: dict[str, HostedSteps]) -> list[str]:
+    problems = []
+    owners: dict[tuple[str, str], str] = {}
+    contracts: dict[tuple[str, int], str] = {}
+    for service, steps in hosted.items():
+        for (saga, version, step), each in steps.items():
+            owner = owners.setdefault((saga, step), service)
+            if owner != service:
+                problems.append(f"step {step!r} of saga {saga!r} is in services {owner!r} and {service!r}; keep one")
+            content = contracts.setdefault((saga, version), each.saga.content_hash)
+            if content != each.saga.content_hash:
+                problems.append(f"service {service!r} holds saga {saga!r} version {version} with another content")
+    return problems

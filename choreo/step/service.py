@@ -1,0 +1,164 @@
+"""A service: the steps it runs, of any number of sagas and versions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from choreo.contract.saga import Saga, StepSpec
+from choreo.errors import DefinitionError
+from choreo.step.context import BaseContext, CompensationContext, Context
+from choreo.step.handler import Handler
+
+SERVICE_NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,99}\Z"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """A step that a service runs."""
+
+    saga: Saga
+    step: StepSpec
+    handler: Handler
+    compensation: Handler | None
+
+
+class Service:
+    """Names the handlers of a service. Building it touches nothing; ``StepRuntime`` runs it.
+
+        payment = Service("payment")
+
+        @payment.step(ORDER, "charge_card")
+        async def charge(order: OrderInput, ctx: Context) -> Charge: ...
+
+        @payment.compensation(ORDER, "charge_card")
+        def refund(ctx: CompensationContext) -> None: ...
+
+    Bind the same function to each version of a contract that the service still serves. A step belongs to one
+    service: two services (two consumer groups) that host the same step would both run it, and no rule of the
+    protocol would notice.
+
+    Attributes:
+        name: names the consumer group ``choreo.<name>`` and the source ``/choreo/<name>`` of its records.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Begin a service.
+
+        Raises:
+            DefinitionError: the name cannot be part of a group's name.
+        """
+        if not re.match(SERVICE_NAME_PATTERN, name):
+            raise DefinitionError(f"service {name!r}", (f"its name must match {SERVICE_NAME_PATTERN}",))
+        self.name = name
+        self._contracts: dict[tuple[str, int], Saga] = {}
+        self._handlers: dict[tuple[str, int, str], Handler] = {}
+        self._compensations: dict[tuple[str, int, str], Handler] = {}
+
+    @property
+    def group(self) -> str:
+        return f"choreo.{self.name}"
+
+    @property
+    def source(self) -> str:
+        return f"/choreo/{self.name}"
+
+    @property
+    def contracts(self) -> Mapping[tuple[str, int], Saga]:
+        """The contracts it holds, by name and version."""
+        return self._contracts
+
+    def step(self, saga: Saga, step: str) -> Callable[[F], F]:
+        """Run the decorated function, sync or async, for this step. See ``handler`` for its parameters.
+
+        It returns the step's effect, and may raise ``Reject`` or ``Abort``.
+
+        Raises:
+            DefinitionError: with all problems found.
+        """
+        return self._bind(saga, step, self._handlers, Context)
+
+    def compensation(self, saga: Saga, step: str) -> Callable[[F], F]:
+        """Run the decorated function, sync or async, to undo this step.
+
+        It returns ``None``, ``NothingToUndo``, ``Retry``, ``Continue`` or ``AbortRetries``.
+
+        Raises:
+            DefinitionError: with all problems found.
+        """
+        return self._bind(saga, step, self._compensations, CompensationContext)
+
+    def hosted(self) -> Mapping[tuple[str, int, str], Hosted]:
+        """All steps that it runs, by saga, version and step.
+
+        Raises:
+            DefinitionError: a handler is missing; the message lists all of them.
+        """
+        problems = [
+            f"step {step!r} of saga {saga!r} version {version} has a compensation handler but no handler; "
+            "both must be in one service, which keeps them in order"
+            for saga, version, step in self._compensations
+            if (saga, version, step) not in self._handlers
+        ]
+        hosted = {}
+        for key, handler in self._handlers.items():
+            saga, version, step = key
+            contract = self._contracts[saga, version]
+            compensation = self._compensations.get(key)
+            if contract[step].compensation is not None and compensation is None:
+                problems.append(
+                    f"step {step!r} of saga {saga!r} version {version} needs a handler for its compensation "
+                    f"{contract[step].compensation!r}; add one with @compensation"
+                )
+            hosted[key] = Hosted(contract, contract[step], handler, compensation)
+        if not hosted and not problems:
+            problems.append("it runs no steps; add one with @step")
+        if problems:
+            raise DefinitionError(f"service {self.name!r}", tuple(problems))
+        return hosted
+
+    def _bind(
+        self,
+        saga: Saga,
+        step: str,
+        handlers: dict[tuple[str, int, str], Handler],
+        context_type: type[BaseContext[Any]],
+    ) -> Callable[[F], F]:
+        def decorate(function: F) -> F:
+            key = (saga.name, saga.version, step)
+            problems = self._problems(saga, step, is_compensation=context_type is CompensationContext)
+            if key in handlers:
+                problems.append(f"step {step!r} of saga {saga.name!r} is already bound to {handlers[key].name!r}")
+            try:
+                handler = Handler(function, context_type)
+            except DefinitionError as error:
+                problems += error.problems
+            if problems:
+                name = getattr(function, "__qualname__", repr(function))
+                raise DefinitionError(f"service {self.name!r}: handler {name!r} of step {step!r}", tuple(problems))
+            self._contracts[saga.name, saga.version] = saga
+            handlers[key] = handler
+            return function
+
+        return decorate
+
+    def _problems(self, saga: Saga, step: str, *, is_compensation: bool) -> list[str]:
+        problems: list[str] = []
+        held = self._contracts.get((saga.name, saga.version))
+        if held is not None and held.content_hash != saga.content_hash:
+            problems.append(
+                f"saga {saga.name!r} version {saga.version} is held with another content ({held.content_hash[:12]}, "
+                f"this one is {saga.content_hash[:12]}); give a changed contract a new version"
+            )
+        try:
+            spec = saga[step]
+        except DefinitionError as error:
+            problems += error.problems
+        else:
+            if is_compensation and spec.compensation is None:
+                problems.append(f"step {step!r} has no compensation in the contract; name one there: compensation='…'")
+        return problems

@@ -1,0 +1,91 @@
+"""What a handler can say besides "done": exceptions for steps, return values for compensations.
+
+A step returns its effect, or raises ``Reject`` or ``Abort``. A compensation returns ``None`` (undone) or one of
+``NothingToUndo``, ``Retry``, ``Continue``, ``AbortRetries``. Any other exception is a crash and retried by policy.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import msgspec
+
+BACKOFF_MS_MAX = 5_000
+
+
+class Reject(Exception):  # noqa: N818  # a decision of the handler, not an error of the program
+    """The step is refused for good and has left no effect. Never retried.
+
+    Raise it only when nothing was done: the step itself is then not compensated (by default).
+
+    Args:
+        reason: for people.
+        code: for programs, a short word ("card_declined"); it travels with the saga's failure.
+    """
+
+    def __init__(self, reason: str, code: str = "") -> None:
+        self.reason = reason
+        self.code = code
+        super().__init__(reason)
+
+
+class Abort(Reject):
+    """A ``Reject`` that also forbids every later retry of the saga."""
+
+
+class InvalidInput(Exception):  # noqa: N818  # reads as the failure's code does
+    """A value of the saga's context does not fit the type that the handler asked for; the message says where.
+
+    The step fails with code ``invalid_input`` and is not retried: the same bytes will not fit later either.
+    """
+
+
+class NothingToUndo(msgspec.Struct, frozen=True):
+    """The compensation found no effect of the step."""
+
+
+class Retry(msgspec.Struct, frozen=True):
+    """Undone; let the saga go forward again from here, as the next round, after a backoff.
+
+    The backoff is ``min(max_backoff, (2 * base_backoff) ** round)`` milliseconds, and with ``jitter`` a uniform draw
+    from 0 to one less than that. It is the saga-log's timer, so it survives restarts.
+
+    Attributes:
+        limit: honoured while it is above the round that failed, so N allows N rounds in all.
+        base_backoff: milliseconds; 0 goes forward at once.
+        max_backoff: milliseconds.
+    """
+
+    limit: int
+    base_backoff: int = 0
+    max_backoff: int = BACKOFF_MS_MAX
+    jitter: bool = True
+
+    def __post_init__(self) -> None:
+        if self.limit < 0 or self.base_backoff < 0 or self.max_backoff < 0:
+            raise ValueError(f"limit and backoffs must not be negative: {self}")
+
+    def backoff_ms(self, saga_round: int, random: Random) -> int:
+        """The wait before the next round."""
+        if self.base_backoff == 0:
+            return 0
+        # 2 to the 64th is above every limit that fits the wire: no need to compute a number with a million digits.
+        backoff = self.max_backoff if saga_round > 64 else min(self.max_backoff, (2 * self.base_backoff) ** saga_round)
+        return random.randrange(backoff) if self.jitter and backoff > 0 else backoff
+
+
+class Continue(msgspec.Struct, frozen=True):
+    """Go on forward with ``effect`` in place of the step's own: a circuit breaker.
+
+    It counts only as the answer of the failing step's own compensation (``CompensationContext.own``).
+    """
+
+    effect: Any
+
+
+class AbortRetries(msgspec.Struct, frozen=True):
+    """Undone, and no compensation of this saga may send it forward again."""
+
+
+CompensationAnswer = NothingToUndo | Retry | Continue | AbortRetries | None

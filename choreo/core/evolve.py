@@ -12,7 +12,7 @@ import msgspec
 
 from choreo.contract.saga import Saga
 from choreo.core.due import settle_due_ms
-from choreo.core.state import Decision, Entry, Foreign, Key, Note, SagaState
+from choreo.core.state import Decision, Entry, First, Foreign, Key, Note, SagaState
 from choreo.core.survey import Survey
 from choreo.errors import Undecodable
 from choreo.messages.codec import transcode
@@ -102,33 +102,34 @@ def step_completed(contract: Saga, state: SagaState, entry: Entry, record: StepC
     if seen in instance.runs:
         return "duplicate"
     step, saga_round = key
-    current = saga_round == state.round and state.outcome is None
+    on_time = instance.triggered and not late  # what nothing in the log asked for triggers nothing either
     first = instance.first
-    note: Note | None = "late" if late else None
-    if first is None:
+    if instance.in_flight:
         first = "late" if late else "completed"
-        if late:
-            if current:
-                _record_failure(state, key, LATE, entry.at_ms)
-        elif saga_round == state.round:
+        if saga_round == state.round and not late:
             state.standing[step] = saga_round
-    else:
-        note = note or "unwanted"
+        elif saga_round == state.round and state.outcome is None:
+            _record_failure(state, key, LATE, entry.at_ms)
+    keeps_effect = instance.effect is not None and not instance.in_flight
     state.update(
         key,
         first=first,
         failure=LATE if first == "late" else instance.failure,
-        completed=instance.completed or not late,
-        effect=instance.effect if instance.effect is not None else _user_value(state, entry, record.effect),
+        completed=instance.completed or on_time,
+        effect=instance.effect if keeps_effect else _user_value(state, entry, record.effect),
         runs=(*instance.runs, seen),
         may_stand=True,
         ran_again=instance.ran_again or instance.awaits_answer or instance.stuck,
     )
-    if not late and not instance.completed:
+    if on_time and not instance.completed:
         _trigger(contract, state, contract.graph.chained[step], saga_round, entry.at_ms)
-    if state.outcome is not None and (state.outcome.kind == "compensated" or state.standing.get(step) != saga_round):
+    if _stands(state, key):
+        return None if instance.in_flight else "duplicate"
+    if state.outcome is not None:
         return "repair"
-    return note
+    if not instance.triggered:
+        return "not_decided"
+    return "late" if late else "unwanted"
 
 
 def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFailed, key: Key) -> Note | None:
@@ -142,34 +143,30 @@ def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFail
     seen = f"failed:{record.run}"
     if seen in instance.runs:
         return "duplicate"
-    runs = (*instance.runs, seen)
-    policy = contract[key[0]].compensate_on_failure
-    unknown = record.effect == "unknown"
     if record.abort:
-        state.aborted = True
-        state.retry_at_ms = None
-    if instance.first is None:
-        state.update(
-            key,
-            first="timed_out" if not record.run else "unknown" if unknown else "failed",
-            failure=record.failure,
-            runs=runs,
-            may_stand=policy == "always" or (unknown and policy == "if_unknown"),
-        )
+        _abort(state, key)
+    policy = contract[key[0]].compensate_on_failure
+    unknown = record.effect == "unknown" or not record.run
+    # Where the instance stands, this is another run of it with the same idempotency key and so the same effect;
+    # anywhere else a possible effect has to be undone, after an undone one in the next generation.
+    doubt = policy != "never" and unknown and not _stands(state, key)
+    if instance.in_flight:
+        first: First = "timed_out" if not record.run else "unknown" if unknown else "failed"
+        doubt = doubt or policy == "always"
+        state.update(key, first=first, failure=record.failure)
         if key[1] == state.round and state.outcome is None:
             _record_failure(state, key, record.failure, entry.at_ms)
-        return None
-    # Another run of the same instance. Where the instance stands, its run had the same idempotency key and so the
-    # same effect; anywhere else a possible effect has to be undone, after an undone one in the next generation.
-    stands = state.standing.get(key[0]) == key[1] and instance.offer != "taken"
-    doubt = unknown and not stands and policy != "never"
     state.update(
         key,
-        runs=runs,
+        runs=(*instance.runs, seen),
         may_stand=instance.may_stand or doubt,
         ran_again=instance.ran_again or (doubt and (instance.awaits_answer or instance.stuck)),
     )
-    return "repair" if doubt and state.outcome is not None else "unwanted"
+    if doubt and state.outcome is not None:
+        return "repair"
+    if not instance.triggered:
+        return "not_decided"
+    return None if instance.in_flight else "unwanted"
 
 
 def step_compensated(_contract: Saga, state: SagaState, entry: Entry, record: StepCompensated, key: Key) -> Note | None:
@@ -181,9 +178,8 @@ def step_compensated(_contract: Saga, state: SagaState, entry: Entry, record: St
     offer, substitute = instance.offer, instance.substitute
     turning = state.outcome is None and state.failing and key[1] == state.round
     blocked = not turning or state.cancelled or state.aborted or entry.at_ms > state.due_ms
-    if record.verdict == "abort" and state.outcome is None:
-        state.aborted = True
-        state.retry_at_ms = None
+    if record.verdict == "abort":
+        _abort(state, key)
     elif record.verdict == "retry":
         at_ms = entry.at_ms + record.backoff_ms
         if blocked or record.retry_limit <= state.round or at_ms > state.due_ms:
@@ -383,6 +379,20 @@ def _due_ms(contract: Saga, step: str, at_ms: int, saga_due_ms: int) -> int:
 def _fail(state: SagaState, at_ms: int) -> None:
     if not state.failing:
         state.failing, state.failing_since_ms = True, at_ms
+
+
+def _stands(state: SagaState, key: Key) -> bool:
+    """Whether the instance's effect is wanted, as far as is decided: it stands, itself and not its substitute."""
+    if state.outcome is not None and state.outcome.kind == "compensated":
+        return False
+    return state.standing.get(key[0]) == key[1] and state.instance(key).offer != "taken"
+
+
+def _abort(state: SagaState, key: Key) -> None:
+    """No retry from here on; a refused start's chain has no say in that (rules 9, 13)."""
+    if key[1] > 0:
+        state.aborted = True
+        state.retry_at_ms = None
 
 
 def _record_failure(state: SagaState, key: Key, failure: Failure, at_ms: int) -> None:

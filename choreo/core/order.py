@@ -18,7 +18,11 @@ def builds_on(contract: Saga, state: SagaState, later: Key, earlier: Key) -> boo
         return True
     if later[1] < earlier[1] or earlier[1] < 1:
         return False
-    return not any((earlier[0], between) in state.instances for between in range(earlier[1] + 1, later[1] + 1))
+    for between in range(earlier[1] + 1, later[1] + 1):
+        instance = state.instances.get((earlier[0], between))
+        if instance is not None and instance.triggered:
+            return False
+    return True
 
 
 def effect_of(instance: Instance) -> bytes | None:

@@ -27,7 +27,7 @@ Note = Literal[
     "unwanted",  # a completion that the saga has no use for; it is undone
     "stale",  # an answer or act for a generation or round that is over
     "early_timer",  # a time-out whose own append time is not past the due
-    "not_decided",  # a command or outcome in the log that no prefix implies
+    "not_decided",  # a command, or an outcome of the saga or of a step, that no prefix implies
     "before_start",  # the saga's start is not in the log
     "unknown_start",  # descends from a start that is not in the log
     "unknown_step",  # names a step that the contract does not have

@@ -139,11 +139,11 @@ def _failed(state: SagaState) -> list[Instance]:
 
 
 def _may_continue(state: SagaState) -> bool:
-    """Every failed step of the round offered a substitute, and nothing forbids to take them (rule 8)."""
+    """Every failed step of the round has answered with a substitute, and nothing forbids to take them (rule 8)."""
     if state.cancelled or state.aborted or state.retry_at_ms is not None:
         return False
     failed = _failed(state)
-    return bool(failed) and all(i.offer == "offered" and not i.completed for i in failed)
+    return any(i.offer == "offered" for i in failed) and all(i.offer and not i.completed for i in failed)
 
 
 def _take_substitutes(state: SagaState) -> None:

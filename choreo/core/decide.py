@@ -100,6 +100,8 @@ def _compensate(
         generation = instance.generation + 1
         if state.standing.get(key[0]) == key[1] and (instance.offer != "taken" or state.failing):
             del state.standing[key[0]]  # a step stands until its Compensate is decided, not until that is answered
+            if state.failing:
+                state.update(key, taken_down=state.round)
         if contract[key[0]].compensation is None:
             state.update(key, may_stand=False, generation=generation)
             account = Undone(step=key[0], round=max(key[1], 1), how="no_compensation")

@@ -176,7 +176,7 @@ def step_compensated(_contract: Saga, state: SagaState, entry: Entry, record: St
         return "duplicate" if 0 < record.generation <= instance.generation else "stale"
     note: Note | None = None
     offer, substitute = instance.offer, instance.substitute
-    turning = state.outcome is None and state.failing and key[1] == state.round
+    turning = state.outcome is None and state.failing and state.round in (key[1], instance.taken_down)
     blocked = not turning or state.cancelled or state.aborted or entry.at_ms > state.due_ms
     if record.verdict == "abort":
         _abort(state, key)
@@ -187,7 +187,7 @@ def step_compensated(_contract: Saga, state: SagaState, entry: Entry, record: St
         else:
             state.retry_at_ms = max(state.retry_at_ms or 0, at_ms)
     elif record.verdict == "continue":
-        if blocked or not instance.own or isinstance(record.effect, msgspec.UnsetType):
+        if blocked or not instance.own or key[1] != state.round or isinstance(record.effect, msgspec.UnsetType):
             note = "continue_refused"
         else:
             offer, substitute = "offered", _user_value(state, entry, record.effect)

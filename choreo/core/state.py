@@ -97,6 +97,8 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
         generation: of the last ``Compensate`` decided; 0 for none.
         ran_again: since that decision, and before its answer, another run may have had an effect (rule 11).
         own: that ``Compensate`` was the failed step's own (rule 8).
+        taken_down: the round from which the saga went back when the instance stopped standing; 0 if it did not. That
+            may be a later round than its own, and the answer may still ask for the next one (rule 9).
         compensation_due_ms: 0 until the command's append time is known.
         stuck: its compensation failed for good.
         offer: ``continue`` was answered (``offered``), or a substitute stands in its place (``taken``).
@@ -115,6 +117,7 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
     generation: int = 0
     ran_again: bool = False
     own: bool = False
+    taken_down: int = 0
     compensation_due_ms: int = 0
     stuck: bool = False
     compensation_failure: Failure | None = None

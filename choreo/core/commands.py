@@ -7,6 +7,7 @@ import msgspec
 from choreo.contract.saga import Saga
 from choreo.core.order import context_of, standing_effects
 from choreo.core.state import Decision, SagaState
+from choreo.core.survey import Survey
 from choreo.messages.records import (
     AnyRecord,
     CancelRefused,
@@ -68,10 +69,11 @@ def record_of(contract: Saga, state: SagaState, decision: Decision) -> AnyRecord
 
 
 def remaining(contract: Saga, state: SagaState) -> tuple[str, ...]:
-    """The steps still to be undone: the stuck ones, then the others in reverse order of the contract."""
-    left = {key[0]: i for key, i in state.instances.items() if i.may_stand or i.awaits_answer or i.stuck}
+    """The steps still to be undone: the stuck ones, then the others as the way back takes them, deepest first."""
+    survey = Survey(state)
+    stuck, left = {step for step, _ in survey.stuck}, {step for step, _ in survey.uncompensated}
     backwards = [step.name for step in reversed(contract.steps) if step.name in left]
-    return tuple(sorted(backwards, key=lambda step: not left[step].stuck))
+    return tuple(sorted(backwards, key=lambda step: (step not in stuck, -contract.graph.depth[step])))
 
 
 def _completed(contract: Saga, state: SagaState, common: dict[str, object]) -> SagaCompleted:

@@ -53,6 +53,7 @@ def _go_back(contract: Saga, state: SagaState, survey: Survey, made: list[Decisi
     if state.retry_at_ms is not None:
         state.round_ready = True  # RoundStarted follows when its backoff is over
         return False
+    state.standing.clear()  # only substitutes are left in it
     failed = state.first_failure()
     state.outcome = Outcome(
         "compensated",
@@ -105,7 +106,7 @@ def _compensate(
         if contract[key[0]].compensation is None:
             state.update(key, may_stand=False, generation=generation)
             account = Undone(step=key[0], round=max(key[1], 1), how="no_compensation")
-            if account not in state.undone:
+            if key[1] > 0 and account not in state.undone:
                 state.undone = (*state.undone, account)
             continue
         state.update(

@@ -401,7 +401,8 @@ def _record_failure(state: SagaState, key: Key, failure: Failure, at_ms: int) ->
 
 
 def _undone(state: SagaState, key: Key, how: Any) -> None:
-    state.undone = (*state.undone, Undone(step=key[0], round=max(key[1], 1), how=how))
+    if key[1] > 0:  # a refused start's chain is none of the saga's account
+        state.undone = (*state.undone, Undone(step=key[0], round=key[1], how=how))
 
 
 def _owe(state: SagaState, decision: Decision) -> None:

@@ -167,7 +167,7 @@ class SagaState(msgspec.Struct, omit_defaults=True):
         round_ready: all that has to be undone for it is; only the time is missing.
         standing: step → round in which it stands (rule 7).
         owed: decided, and its record not yet in the log.
-        undone: compensations that ended, in order.
+        undone: compensations of the saga's own steps that ended, in order.
         requests, cancels: ids of the calls to start it and of those to cancel it, the last few.
         offset, updated_ms: of the last record folded.
         finished_ms: append time of the outcome's record; 0 until it is in the log.

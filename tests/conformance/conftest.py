@@ -12,7 +12,7 @@ import pytest
 from choreo.broker import Broker, TopicSpec, open_broker
 from tests.conformance.members import Member, MemberProcess, Mortal, unique
 
-SHORT_SESSION = "session_timeout_ms=1500&heartbeat_ms=150"
+SHORT_SESSION = "session_timeout_ms=3000&heartbeat_ms=200"
 
 
 @pytest.fixture(params=["memory", "sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])

@@ -7,15 +7,13 @@ import json
 import signal
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 from choreo.broker import Broker, Committed, Consumer, Message, Reader, TopicPartition
 from choreo.errors import CommitRefused
 
 DEADLINE_S = 60  # for things that happen at once in a good adapter; only a broken one gets here
-
-MEMBER_SCRIPT = Path(__file__).with_name("member_process.py")
 
 
 def unique(prefix: str) -> str:
@@ -26,7 +24,7 @@ def all_of(topic: str, partitions: int = 4) -> frozenset[TopicPartition]:
     return frozenset(TopicPartition(topic, partition) for partition in range(partitions))
 
 
-async def until(condition: Callable[[], bool], *members: Member) -> None:
+async def until(condition: Callable[[], bool], *members: Member | MemberProcess) -> None:
     """Wait for the condition, as long as the members are well."""
     async with asyncio.timeout(DEADLINE_S):
         while not condition():
@@ -128,22 +126,36 @@ class Member:
 
 
 class MemberProcess:
-    """A member in a process of its own, which tells its assignment and what it receives."""
+    """A member in a process of its own, which tells its assignment and what it receives.
+
+    Attributes:
+        received: values, in the order in which they came. What it had received, but not told, when it was killed is
+            not among them.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.received: list[str] = []
         self._process = process
         self._assignment: frozenset[TopicPartition] = frozenset()
         self._listening = asyncio.create_task(self._listen())
 
     @classmethod
     async def start(cls, url: str, group: str, topic: str) -> MemberProcess:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, str(MEMBER_SCRIPT), url, group, topic, stdout=asyncio.subprocess.PIPE
-        )
-        return cls(process)
+        return cls(await start_script("member_process.py", url, group, topic))
 
     def assignment(self) -> frozenset[TopicPartition]:
         return self._assignment
+
+    def raise_if_failed(self) -> None:
+        if self._process.returncode is not None:
+            raise AssertionError(f"the member's process has ended with {self._process.returncode}")
+
+    async def leave(self) -> None:
+        """Close the standard input, upon which the process leaves the group and ends."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await self._listening
+        assert await self._process.wait() == 0
 
     async def die(self) -> None:
         if self._process.returncode is None:
@@ -154,8 +166,18 @@ class MemberProcess:
     async def _listen(self) -> None:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
-            told: Sequence[tuple[str, int]] = json.loads(line)["assignment"]
-            self._assignment = frozenset(TopicPartition(*tp) for tp in told)
+            told = json.loads(line)
+            self._assignment = frozenset(TopicPartition(*tp) for tp in told["assignment"])
+            self.received += told.get("received", ())
+
+
+async def start_script(name: str, *arguments: str) -> asyncio.subprocess.Process:
+    """Run a program of this directory, with pipes to its standard input and output."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, str(Path(__file__).with_name(name)), *arguments),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
 
 
 Mortal = Member | MemberProcess

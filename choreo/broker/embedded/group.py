@@ -138,14 +138,14 @@ def share_out(holders: Sequence[str | None], members: Sequence[str], loads: Mapp
     Args:
         holders: who holds each partition now.
         members: who can have one.
-        loads: how many partitions of other topics each member has; it decides who gets one more where the division
-            leaves a remainder and holdings are equal.
+        loads: how many partitions of other topics each member is to have. Where the division leaves a remainder,
+            those with the least get one more; of equals, those who hold more.
     """
     if not members:
         return [None] * len(holders)
     share, remainder = divmod(len(holders), len(members))
     held = {member: sum(holder == member for holder in holders) for member in members}
-    by_claim = sorted(members, key=lambda member: (-held[member], loads[member]))
+    by_claim = sorted(members, key=lambda member: (loads[member], -held[member]))
     room = {member: share + (rank < remainder) for rank, member in enumerate(by_claim)}
 
     targets: list[str | None] = []

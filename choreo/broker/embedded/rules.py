@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from urllib.parse import SplitResult, parse_qsl
 
 from choreo.broker.port import COMMIT_METADATA_MAX_CHARS, Committed, Headers, TopicPartition, TopicSpec
-from choreo.errors import ConfigurationError, RecordTooLarge
+from choreo.errors import BrokerError, ConfigurationError, RecordTooLarge
 
 SESSION_TIMEOUT_MS = 6_000
 HEARTBEAT_MS = 1_000
@@ -20,15 +20,13 @@ def check_size(topic: str, key: str, value: bytes, headers: Headers, message_byt
 
 
 def check_metadata(offsets: Mapping[TopicPartition, Committed]) -> None:
-    """Raise ``RecordTooLarge`` if a commit carries more text than Kafka would take, or other than ASCII."""
+    """Raise ``BrokerError`` if a commit carries more text than Kafka would take, or other than ASCII."""
     for tp, place in offsets.items():
-        if len(place.metadata) > COMMIT_METADATA_MAX_CHARS:
-            raise RecordTooLarge(
-                f"commit metadata of {len(place.metadata):,} characters for {tp}; the limit is "
-                f"{COMMIT_METADATA_MAX_CHARS:,}"
+        if len(place.metadata) > COMMIT_METADATA_MAX_CHARS or not place.metadata.isascii():
+            raise BrokerError(
+                f"commit metadata for {tp} must be ASCII of at most {COMMIT_METADATA_MAX_CHARS} characters; "
+                f"this has {len(place.metadata)}"
             )
-        if not place.metadata.isascii():
-            raise RecordTooLarge(f"commit metadata for {tp} is not ASCII")
 
 
 def check_spec(spec: TopicSpec) -> None:

@@ -92,7 +92,7 @@ class MemoryBroker:
 
     async def producer(self) -> MemoryProducer:
         producer = MemoryProducer(self._log)
-        self._made.append(producer)
+        self._keep(producer)
         return producer
 
     async def consumer(
@@ -105,13 +105,16 @@ class MemoryBroker:
     ) -> EmbeddedConsumer:
         consumer = EmbeddedConsumer(self._log, group, topics, on_assigned, on_revoked)
         await consumer.join()
-        self._made.append(consumer)
+        self._keep(consumer)
         return consumer
 
     async def reader(self) -> EmbeddedReader:
         reader = EmbeddedReader(self._log)
-        self._made.append(reader)
+        self._keep(reader)
         return reader
+
+    def _keep(self, made: MemoryProducer | EmbeddedConsumer | EmbeddedReader) -> None:
+        self._made = [*(each for each in self._made if not each.closed), made]
 
     async def close(self) -> None:
         made, self._made = self._made, []
@@ -124,17 +127,17 @@ class MemoryProducer:
 
     def __init__(self, log: MemoryLog) -> None:
         self._log = log
-        self._closed = False
+        self.closed = False
 
     async def send(self, topic: str, *, key: str, value: bytes, headers: Headers = ()) -> Appended:
-        if self._closed:
+        if self.closed:
             raise BrokerError("the producer is closed")
         appended = self._log.append(topic, key, value, headers)
         await asyncio.sleep(0)  # as a send over a network does, let others run before it returns
         return appended
 
     async def close(self) -> None:
-        self._closed = True
+        self.closed = True
 
 
 class _Partition:

@@ -64,15 +64,15 @@ class EmbeddedReader:
     def __init__(self, log: EmbeddedLog) -> None:
         self._log = log
         self._cursor = _Cursor(log)
-        self._closed = False
+        self.closed = False
 
     async def poll(self, *, timeout_s: float, records_max: int = 500) -> Sequence[Message]:
-        if self._closed:
+        if self.closed:
             raise BrokerError("the reader is closed")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         await asyncio.sleep(0)  # a loop around poll must let others run, whatever the log is made of
-        while not self._closed:
+        while not self.closed:
             revision = self._log.changes.revision
             try:
                 messages = await self._cursor.read(records_max)
@@ -93,7 +93,7 @@ class EmbeddedReader:
         return self._cursor.positions[tp]
 
     async def close(self) -> None:
-        self._closed = True
+        self.closed = True
         self._log.changes.notify()
 
 
@@ -118,24 +118,24 @@ class EmbeddedConsumer:
         self._unreleased: frozenset[TopicPartition] = frozenset()  # revoked here, and the group does not know yet
         self._generation_seen = -1
         self._heartbeat_due = 0.0
-        self._closed = False
+        self.closed = False
 
     async def join(self) -> None:
         """Become a member; the partitions come with ``poll``. Raises ``TopicError`` if a topic does not exist."""
         self._member = await self._log.join(self._group, self._topics)
 
     async def poll(self, *, timeout_s: float, records_max: int = 500) -> Sequence[Message]:
-        if self._closed:
+        if self.closed:
             raise BrokerError(f"the consumer of {self._group} is closed")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         await asyncio.sleep(0)  # a loop around poll must let others run, whatever the log is made of
         messages: Sequence[Message] = ()
-        while not self._closed:
+        while not self.closed:
             revision = self._log.changes.revision
             try:
                 await self._keep_membership()
-                if not self._closed:
+                if not self.closed:
                     messages = await _riding_out(self._cursor.read(records_max))
             except _Outage as outage:
                 logger.warning("consumer of %s goes on when the log can be used again: %s", self._group, outage)
@@ -176,19 +176,19 @@ class EmbeddedConsumer:
         return None if position is None or end is None else max(end - position, 0)
 
     async def close(self) -> None:
-        if self._closed:
+        if self.closed:
             return
         member = self._member
         self.abandon()
         if member is not None:
             try:
                 await self._log.leave(self._group, member)
-            except BrokerUnavailable as error:
+            except BrokerError as error:
                 logger.warning("group %s will notice by the lapse of the lease that we left: %s", self._group, error)
 
     def abandon(self) -> None:
         """Stop as if the process had died: nothing is released, and the group notices when the lease lapses."""
-        self._closed = True
+        self.closed = True
         self._member = None
         self._log.changes.notify()
 
@@ -201,11 +201,11 @@ class EmbeddedConsumer:
         if self._unreleased and self._member is not None:
             await self._release()
         standing = await self._sync()
-        if standing is None and not self._closed:
+        if standing is None and not self.closed:
             await self._lose_everything()
             await _riding_out(self.join())
             standing = await self._sync()
-        if standing is None or self._closed:
+        if standing is None or self.closed:
             return
         if leaving := standing.leaving.intersection(self._cursor.positions):
             async with self._keeping_the_lease():

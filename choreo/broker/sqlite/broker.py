@@ -85,7 +85,7 @@ class SqliteBroker:
 
     async def producer(self) -> SqliteProducer:
         producer = SqliteProducer(self._log)
-        self._made.append(producer)
+        self._keep(producer)
         return producer
 
     async def consumer(
@@ -98,13 +98,16 @@ class SqliteBroker:
     ) -> EmbeddedConsumer:
         consumer = EmbeddedConsumer(self._log, group, topics, on_assigned, on_revoked)
         await consumer.join()
-        self._made.append(consumer)
+        self._keep(consumer)
         return consumer
 
     async def reader(self) -> EmbeddedReader:
         reader = EmbeddedReader(self._log)
-        self._made.append(reader)
+        self._keep(reader)
         return reader
+
+    def _keep(self, made: SqliteProducer | EmbeddedConsumer | EmbeddedReader) -> None:
+        self._made = [*(each for each in self._made if not each.closed), made]
 
     async def close(self) -> None:
         made, self._made = self._made, []
@@ -132,10 +135,10 @@ class SqliteProducer:
     def __init__(self, log: SqliteLog) -> None:
         self._log = log
         self._in_flight: set[asyncio.Future[Appended]] = set()
-        self._closed = False
+        self.closed = False
 
     async def send(self, topic: str, *, key: str, value: bytes, headers: Headers = ()) -> Appended:
-        if self._closed:
+        if self.closed:
             raise BrokerError("the producer is closed")
         # Nothing is awaited before this line, so that sends side by side keep the order of the calls.
         sent = self._log.write(lambda transaction: transaction.append(topic, key, value, headers))
@@ -144,7 +147,7 @@ class SqliteProducer:
         return await sent
 
     async def close(self) -> None:
-        self._closed = True
+        self.closed = True
         if self._in_flight:
             await asyncio.wait(self._in_flight, timeout=_FLUSH_DEADLINE_S)
 

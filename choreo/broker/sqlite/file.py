@@ -167,8 +167,7 @@ def patiently(connection: sqlite3.Connection, work: Callable[[], T]) -> T:
     SQLite's own wait grows to a tenth of a second and knows no jitter; between writers that hold the lock for a
     millisecond that is both slow and unfair.
     """
-    deadline = time.monotonic() + LOCK_DEADLINE_S
-    pause_s_max = _LOCK_PAUSE_S_BASE
+    waited_s, pause_s_max = 0.0, _LOCK_PAUSE_S_BASE
     while True:
         try:
             return work()
@@ -176,10 +175,12 @@ def patiently(connection: sqlite3.Connection, work: Callable[[], T]) -> T:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             locked = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-            if not locked or time.monotonic() > deadline:
+            if not locked or waited_s > LOCK_DEADLINE_S:
                 raise
-        time.sleep(random.uniform(0, pause_s_max))  # noqa: S311 - jitter, not a secret
+        pause_s = random.uniform(0, pause_s_max)  # noqa: S311 - jitter, not a secret
         pause_s_max = min(pause_s_max * 2, _LOCK_PAUSE_S_MAX)
+        waited_s += pause_s
+        time.sleep(pause_s)
 
 
 def in_transaction(connection: sqlite3.Connection, mode: str, work: Callable[[], T]) -> T:

@@ -48,6 +48,7 @@ class Event(msgspec.Struct, frozen=True):
 
 def replay(
     saga: SagaSpec,
+    /,  # by position alone: --saga is the saga's id
     *,
     saga_id: Annotated[
         str | None, Parameter(name=["--saga", "-s"], help="Only this saga: its history and its state.")

@@ -37,12 +37,12 @@ def run(
     Example: choreo run services.payment:service --broker kafka://localhost:9092 --http-port 8001
     """
     from choreo.broker import open_broker
-    from choreo.broker.registry import ensure_saga_topics, register
+    from choreo.broker.registry import ensure_saga_topics
     from choreo.cli.names import load
     from choreo.cli.process import run_async, work_until_signal
     from choreo.observe.log import set_up_logging
     from choreo.observe.metrics import Metrics
-    from choreo.step import Service, StepRuntime
+    from choreo.step import Options, Service, StepRuntime
 
     set_up_logging(log_level, log_format)
     hosted = [load(spec, Service) for spec in services]
@@ -51,13 +51,11 @@ def run(
     async def work() -> None:
         opened = await open_broker(url)
         try:
-            sagas = {key: saga for service in hosted for key, saga in service.contracts.items()}
-            await ensure_saga_topics(opened, sagas.values(), partitions=partitions)
-            await register(opened, list(sagas.values()))
+            sagas = {key: saga for service in hosted for key, saga in service.contracts.items()}.values()
+            await ensure_saga_topics(opened, sagas, partitions=partitions)
             metrics = Metrics(with_process=True)
-            runtime = StepRuntime(
-                hosted, opened, metrics=metrics, concurrency=concurrency, shutdown_timeout_s=shutdown_timeout
-            )
+            options = Options(concurrency=concurrency, shutdown_timeout_s=shutdown_timeout)
+            runtime = StepRuntime(hosted, opened, metrics=metrics, options=options)
             await work_until_signal(runtime, metrics, http_host=http_host, http_port=http_port)
         finally:
             await opened.close()

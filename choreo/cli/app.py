@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from cyclopts import App, CycloptsError
@@ -58,6 +59,12 @@ def run_command(arguments: list[str]) -> int:
     except ChoreoError as error:
         complain(error)
         return exit_of(error)
+    except ExceptionGroup as group:  # what tasks side by side have raised: the first of ours says why all ended
+        first = next((error for error in _leaves(group) if isinstance(error, ChoreoError)), None)
+        if first is None:
+            raise
+        complain(first)
+        return exit_of(first)
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:
@@ -65,3 +72,11 @@ def run_command(arguments: list[str]) -> int:
         sys.stdout = None
         return Exit.DONE
     return int(result) if isinstance(result, int) else Exit.DONE
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

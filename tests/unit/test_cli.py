@@ -1,0 +1,156 @@
+"""The command line: one line for each error, a code that a program can read, data on standard output."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from choreo.cli.app import run_command
+from choreo.cli.exits import Exit
+from choreo.cli.names import load
+from choreo.contract import Saga, Step
+from choreo.errors import ConfigurationError
+
+TEA = Saga("tea", Step("boil", compensation="pour_away"), Step("brew"), deadline="10m")
+
+
+def test_describe_draws_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["describe", f"{__name__}:TEA"]) == Exit.DONE
+    assert "-> boil" in capsys.readouterr().out
+
+
+def test_describe_writes_mermaid_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["describe", f"{__name__}:TEA", "--mermaid"]) == Exit.DONE
+    assert capsys.readouterr().out.startswith("flowchart LR")
+    assert run_command(["describe", f"{__name__}:TEA", "--json"]) == Exit.DONE
+    assert json.loads(capsys.readouterr().out)["name"] == "tea"
+
+
+def test_topics_lists_what_the_saga_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["topics", f"{__name__}:TEA", "--partitions", "3", "--json"]) == Exit.DONE
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {line["name"]: line["partitions"] for line in lines} == {
+        "choreo.tea": 3,
+        "choreo.tea.dead-letters": 3,
+        "choreo.contracts": 1,
+    }
+
+
+def test_topics_are_created_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broker = f"sqlite:///{tmp_path}/log.db"
+    create = ["topics", f"{__name__}:TEA", "--create", "--broker", broker, "--partitions"]
+    assert run_command([*create, "2"]) == Exit.DONE
+    assert run_command([*create, "3"]) == Exit.BROKER
+    complaint = capsys.readouterr().err
+    assert "2" in complaint
+    assert "3" in complaint
+
+
+def test_a_retention_shorter_than_the_deadline_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broker = f"sqlite:///{tmp_path}/log.db"
+    command = ["topics", f"{__name__}:TEA", "--create", "--broker", broker, "--retention", "5m"]
+    assert run_command(command) == Exit.CONFIGURATION
+    assert "retention 5m is not longer than the deadline" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "complaint"),
+    [
+        (["describe", "no_such_module:TEA"], Exit.CONFIGURATION, "there is no module 'no_such_module'"),
+        (["describe", "TEA"], Exit.CONFIGURATION, "must be MODULE:NAME"),
+        (["describe", "json:dumps"], Exit.CONFIGURATION, "a Saga is needed"),
+        (["status", "tea", "x", "--broker", "redis://here"], Exit.CONFIGURATION, "has no known scheme"),
+        (["status", "tea", "x"], Exit.CONFIGURATION, "no broker given"),
+        (["start", "tea", "--broker", "memory://cli"], Exit.CONFIGURATION, "give either an input, or --file"),
+        (["start", "tea", "{}", "--id-field", "a", "--broker", "memory://cli"], Exit.CONFIGURATION, "goes with --file"),
+        (["status", "tea", "x", "--broker", "memory://cli"], Exit.CONFIGURATION, "registered are: none"),
+    ],
+)
+def test_an_error_is_one_line_that_names_the_input_and_a_code(
+    command: list[str],
+    code: Exit,
+    complaint: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CHOREO_BROKER", raising=False)
+    assert run_command(command) == code
+    said = capsys.readouterr().err
+    assert said.startswith("choreo: ")
+    assert complaint in said
+    assert "Traceback" not in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_wrong_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["descirbe"]) == Exit.USAGE
+    assert "describe" in capsys.readouterr().err  # the nearest name
+
+
+@pytest.mark.parametrize(
+    "verb", ["demo", "run", "saga-log", "start", "status", "cancel", "describe", "topics", "replay"]
+)
+def test_help_of_every_verb_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([verb, "--help"]) == Exit.DONE
+    assert f"choreo {verb}" in capsys.readouterr().out
+
+
+def test_a_saga_is_started_and_asked_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broker = ["--broker", f"sqlite:///{tmp_path}/log.db"]
+    assert run_command(["start", f"{__name__}:TEA", '{"cups": 2}', "--id", "t-1", *broker]) == Exit.DONE
+    assert capsys.readouterr().out.strip() == "t-1"
+    assert run_command(["status", "tea", "t-1", "--json", *broker]) == Exit.DONE
+    status = json.loads(capsys.readouterr().out)
+    assert status["phase"] == "forward"
+    assert [(step["step"], step["phase"]) for step in status["steps"]] == [("boil", "running"), ("brew", "waiting")]
+
+
+def test_an_unknown_saga_is_not_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broker = ["--broker", f"sqlite:///{tmp_path}/log.db"]
+    assert run_command(["start", f"{__name__}:TEA", "{}", "--id", "t-1", *broker]) == Exit.DONE
+    assert run_command(["status", "tea", "t-2", *broker]) == Exit.NOT_FOUND
+    assert "no saga 't-2'" in capsys.readouterr().err
+
+
+def test_every_line_of_a_file_starts_a_saga_and_bad_lines_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = tmp_path / "orders.jsonl"
+    lines.write_text('{"order": "o-1"}\n\n{"order": \n{"order": "o-2"}\n{"cups": 1}\n')
+    broker = ["--broker", f"sqlite:///{tmp_path}/log.db"]
+    command = ["start", f"{__name__}:TEA", "--file", str(lines), "--id-field", "order", "--json", *broker]
+    assert run_command(command) == Exit.NO
+    said = capsys.readouterr()
+    assert sorted(json.loads(line)["saga_id"] for line in said.out.splitlines()) == ["o-1", "o-2"]
+    assert "line 3 is not JSON" in said.err
+    assert "line 5 has no field 'order'" in said.err
+    assert "2 started, 2 unusable lines" in said.err
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broker = ["--broker", f"sqlite:///{tmp_path}/log.db"]
+    command = ["start", f"{__name__}:TEA", "--file", str(tmp_path / "none.jsonl"), *broker]
+    assert run_command(command) == Exit.CONFIGURATION
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_replay_prints_outcomes_and_a_history(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broker = ["--broker", f"sqlite:///{tmp_path}/log.db"]
+    assert run_command(["start", f"{__name__}:TEA", "{}", "--id", "t-1", *broker]) == Exit.DONE
+    assert run_command(["cancel", "tea", "t-1", "--reason", "coffee", *broker]) == Exit.DONE
+    capsys.readouterr()
+    assert run_command(["replay", "tea", "--json", *broker]) == Exit.DONE
+    said = capsys.readouterr()
+    assert json.loads(said.out)["phase"] == "compensating"
+    assert "1 compensating; 2 records folded" in said.err
+    assert run_command(["replay", "tea", "--saga", "t-1", *broker]) == Exit.DONE
+    history = capsys.readouterr().out
+    assert "SagaStarted" in history
+    assert "coffee" in history
+
+
+def test_a_name_that_is_missing_is_said_with_those_there_are() -> None:
+    with pytest.raises(ConfigurationError, match="it has TEA"):
+        load(f"{__name__}:COFFEE", Saga)

@@ -147,6 +147,27 @@ def _type_problems(name: str, annotation: Any) -> list[str]:
     try:
         msgspec.json.Decoder(annotation)
         msgspec.msgpack.Decoder(annotation)
+        strangers = _strangers(msgspec.inspect.type_info(annotation), set())
     except Exception as error:  # noqa: BLE001  # msgspec resolves the type's own annotations, which are code
         return [f"parameter {name!r}: the input cannot be converted to {annotation!r}: {error}"]
-    return []
+    return [
+        f"parameter {name!r}: the input cannot be converted to {stranger.__qualname__!r}; "
+        "make it a msgspec.Struct, a dataclass or a TypedDict"
+        for stranger in strangers
+    ]
+
+
+def _strangers(info: object, seen: set[int]) -> list[type]:
+    """The classes in a type that msgspec can only let through as they are, which no decoded value ever is."""
+    if isinstance(info, msgspec.inspect.CustomType):
+        return [info.cls]
+    if id(info) in seen:
+        return []
+    seen.add(id(info))
+    if isinstance(info, tuple):
+        parts: tuple[object, ...] = info
+    elif isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field):
+        parts = tuple(getattr(info, field) for field in info.__struct_fields__)
+    else:
+        parts = ()
+    return [stranger for part in parts for stranger in _strangers(part, seen)]

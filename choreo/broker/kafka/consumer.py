@@ -10,7 +10,12 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from aiokafka import AIOKafkaConsumer
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAuthorizationFailedError
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaError,
+    TopicAuthorizationFailedError,
+    UnsupportedCodecError,
+)
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from choreo.broker.kafka import internals
@@ -35,7 +40,8 @@ END_OFFSETS_S = 5.0
 REPLACE_BACKOFF_S_BASE = 0.5
 REPLACE_BACKOFF_S_MAX = 30.0
 
-FORBIDDEN = (TopicAuthorizationFailedError, GroupAuthorizationFailedError)
+# Another consumer would fare no better.
+HOPELESS = (TopicAuthorizationFailedError, GroupAuthorizationFailedError, UnsupportedCodecError)
 
 Offsets = Callable[[Collection[TopicPartition]], Awaitable[Mapping[TopicPartition, tuple[int, int]]]]
 
@@ -116,7 +122,7 @@ class KafkaConsumer:
             return ()
         try:
             messages = await self._fetching.poll(timeout_s, records_max)
-        except FORBIDDEN as error:
+        except HOPELESS as error:
             raise translated(error, f"group {self._group}") from error
         except KafkaError as error:
             log.warning("group %s: the consumer is replaced after: %r", self._group, error)
@@ -366,9 +372,10 @@ async def started(kafka: AIOKafkaConsumer, timeout_s: float) -> None:
 
 async def stopped(kafka: AIOKafkaConsumer, timeout_s: float) -> None:
     """Stop it in good order if that is done within the time, anyhow otherwise."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await kafka.stop()
-    except (TimeoutError, KafkaError) as error:
-        log.warning("a consumer did not stop in good order: %r", error)
+    # In a task, because ``stop`` may raise the CancelledError of a fetch that it has cancelled itself.
+    stop = asyncio.create_task(kafka.stop(), name="kafka/stop")
+    await asyncio.wait({stop}, timeout=timeout_s)
+    if not stop.done() or stop.cancelled() or stop.exception() is not None:
+        stop.cancel()
+        log.info("a consumer did not stop in good order")
         await internals.abandon(kafka)

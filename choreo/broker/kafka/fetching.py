@@ -7,8 +7,8 @@ Three of its habits would lose or block records, and this module is the answer t
 - When ``getmany`` raises, batches of other partitions that it had in hand are gone, and their positions moved. So we
   know ourselves what was delivered, and go back there.
 - A record whose header key is not UTF-8, or whose batch has a wrong checksum, makes ``getmany`` raise at the same place
-  for ever. So the partitions are then polled one by one, record by record, until the one that raises is found; its
-  coordinates go to quarantine, and reading goes on behind it.
+  for ever. So the partitions are then polled one by one to find the one that raises; its next batch is fetched as bytes
+  and taken apart by ``salvage``. What can be read is delivered, what cannot goes to quarantine, and reading goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection
-from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import CorruptRecordException, IllegalStateError, KafkaError
@@ -25,36 +24,27 @@ from aiokafka.structs import ConsumerRecord
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from choreo.broker.kafka import internals
+from choreo.broker.kafka.salvage import Quarantined, salvage
 from choreo.broker.port import Message
 
 log = logging.getLogger(__name__)
 
 POLL_SLACK_S = 0.05  # aiokafka's own timeout comes first, so that a quiet poll leaves no task behind
 ALONE_POLL_MS = 200
-STEP_POLL_MS = 1_000
 
 # What parsing raises: aiokafka's word for a wrong checksum, and Python's for bytes that are no text (ValueError is the
-# base of UnicodeDecodeError) or lead nowhere.
-UNREADABLE = (CorruptRecordException, ValueError, TypeError, LookupError, OverflowError, MemoryError, EOFError)
-
-
-class Quarantined(NamedTuple):
-    """A record that cannot be read. It stays in the log; readers pass over it."""
-
-    topic: str
-    partition: int
-    offset: int
-    error: str
+# base of UnicodeDecodeError) or that lead nowhere.
+UNREADABLE = (CorruptRecordException, ValueError, LookupError, OverflowError)
 
 
 Quarantine = Callable[[Quarantined], None]
 StartOf = Callable[[KafkaTopicPartition], Awaitable[int]]
-Batches = dict[KafkaTopicPartition, list[ConsumerRecord]]
+Batches = dict[KafkaTopicPartition, list[Message]]
 
 
 def log_quarantined(record: Quarantined) -> None:
     """What happens to a record that cannot be read unless somebody asks for more."""
-    log.error("record %s[%d]@%d cannot be read and is passed over: %s", *record)
+    log.error("record %s[%d]@%d cannot be read and is passed over: %s", *record[:4])
 
 
 class Fetching:
@@ -85,6 +75,9 @@ class Fetching:
         if not done:
             return []
         fetch, self._fetch = self._fetch, None
+        if fetch.cancelled():
+            # Not by us: aiokafka hands on what ended its own task, as if our caller had been cancelled.
+            raise KafkaError("a task of the consumer was cancelled")
         messages: list[Message] = []
         for tp, records in fetch.result().items():
             if tp in self._moved:
@@ -92,7 +85,7 @@ class Fetching:
             if tp in self._paused:
                 self._kafka.seek(tp, records[0].offset)
                 continue
-            messages += map(message_of, records)
+            messages += records
             self._next[tp] = internals.position(self._kafka, tp) or records[-1].offset + 1
         return messages
 
@@ -141,15 +134,15 @@ class Fetching:
 
     async def _getmany(self, timeout_s: float, records_max: int) -> Batches:
         try:
-            batches: Batches = await self._kafka.getmany(timeout_ms=int(timeout_s * 1_000), max_records=records_max)
+            fetched = await self._kafka.getmany(timeout_ms=int(timeout_s * 1_000), max_records=records_max)
         except UNREADABLE as error:
-            log.warning("a poll failed (%r); the record that it failed at is looked for", error)
+            log.warning("a poll failed, its partitions are polled one by one: %r", error)
         except KafkaError:
             await self._go_back()
             raise
         else:
             self._moved.clear()
-            return batches
+            return {tp: [message_of(record) for record in records] for tp, records in fetched.items()}
         await self._go_back()
         try:
             return await self._isolate(records_max)
@@ -171,50 +164,41 @@ class Fetching:
                     self._kafka.seek(tp, delivered)
 
     async def _isolate(self, records_max: int) -> Batches:
-        """Poll each partition alone; what can be read is returned, what cannot goes to quarantine."""
+        """Poll each partition alone, and salvage those that still raise."""
         collected: Batches = {}
         room = records_max
         for tp in self._kafka.assignment():
             if room <= 0:
                 break
-            if tp not in self._paused and (records := await self._read_alone(tp, room)):
-                collected[tp] = records
-                room -= len(records)
+            if tp not in self._paused and (messages := await self._read_alone(tp, room)):
+                collected[tp] = messages
+                room -= len(messages)
         return collected
 
-    async def _read_alone(self, tp: KafkaTopicPartition, records_max: int) -> list[ConsumerRecord]:
-        with contextlib.suppress(*UNREADABLE):
-            return await self._take(tp, [], ALONE_POLL_MS, records_max)
-        collected: list[ConsumerRecord] = []
-        while len(collected) < records_max:  # it is in here: record by record, then
-            before = len(collected)
-            try:
-                collected = await self._take(tp, collected, STEP_POLL_MS, 1)
-            except UNREADABLE as error:
-                self._pass_over(tp, error)
-                break
-            if len(collected) <= before:
-                break  # it did not come in time; the next poll will find it
-        return collected
+    async def _read_alone(self, tp: KafkaTopicPartition, records_max: int) -> list[Message]:
+        self._moved.discard(tp)
+        try:
+            fetched = await self._kafka.getmany(tp, timeout_ms=ALONE_POLL_MS, max_records=records_max)
+        except UNREADABLE:
+            return await self._salvage(tp, records_max)
+        self._moved.discard(tp)  # what has come now is from wherever it was moved to
+        return [message_of(record) for record in fetched.get(tp, ())]
 
-    async def _take(
-        self, tp: KafkaTopicPartition, collected: list[ConsumerRecord], timeout_ms: int, records_max: int
-    ) -> list[ConsumerRecord]:
-        batches: Batches = await self._kafka.getmany(tp, timeout_ms=timeout_ms, max_records=records_max)
-        if tp in self._moved:  # while we waited: what we had is void, what has come now is from the new place
-            self._moved.discard(tp)
-            collected = []
-        return collected + batches.get(tp, [])
-
-    def _pass_over(self, tp: KafkaTopicPartition, error: Exception) -> None:
-        offset = internals.failing_offset(self._kafka, tp)
-        if offset is None:
-            offset = internals.position(self._kafka, tp)
-        if offset is None:
-            return  # revoked in this moment: the next owner will find it
-        self._quarantine(Quarantined(tp.topic, tp.partition, offset, repr(error)))
+    async def _salvage(self, tp: KafkaTopicPartition, records_max: int) -> list[Message]:
+        position = internals.position(self._kafka, tp)
+        if position is None:
+            return []  # revoked in this moment: the next owner will find it
+        raw, aborted = await internals.fetch_raw(self._kafka, tp, position)
+        found = salvage(raw, tp.topic, tp.partition, position, aborted, records_max)
+        if found is None or tp in self._moved:
+            return []
+        for record in found.quarantined:
+            self._quarantine(record)
         with contextlib.suppress(IllegalStateError):
-            self._kafka.seek(tp, offset + 1)
+            self._kafka.seek(tp, found.offset_next)
+            if not found.messages:
+                self._next[tp] = found.offset_next
+        return found.messages
 
 
 def message_of(record: ConsumerRecord) -> Message:

@@ -10,11 +10,14 @@ import contextlib
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, NoError, for_code
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 UNKNOWN_OFFSET = -1
+READ_COMMITTED = 1
+RAW_BYTES_MAX = 1_048_576  # the broker sends at least one whole batch, however large
 
 
 async def fetch_committed(kafka: AIOKafkaConsumer, tp: KafkaTopicPartition) -> OffsetAndMetadata | None:
@@ -33,15 +36,29 @@ def position(kafka: AIOKafkaConsumer, tp: KafkaTopicPartition) -> int | None:
     return None if state is None or not state.has_valid_position else int(state.position)
 
 
-def failing_offset(kafka: AIOKafkaConsumer, tp: KafkaTopicPartition) -> int | None:
-    """Where parsing stopped after ``getmany`` has raised for ``tp`` alone.
+async def fetch_raw(
+    kafka: AIOKafkaConsumer, tp: KafkaTopicPartition, offset: int
+) -> tuple[bytes, list[tuple[int, int]]]:
+    """The bytes of the log from the batch with ``offset`` on, and the aborted transactions (producer, first offset).
 
-    The public position still stands where the last good record ended, and there may be a hole between (a transaction's
-    marker, records that were compacted away), so that the bad record itself is further on.
+    There is no public way to bytes; ``getmany`` parses them, and raises for all of a batch if it cannot.
     """
-    result = kafka._fetcher._records.get(tp)  # noqa: SLF001
-    records = getattr(result, "_partition_records", None)
-    return None if records is None else int(records.next_fetch_offset)
+    client = kafka._client  # noqa: SLF001
+    request = FetchRequest(
+        max_wait_time=500,
+        min_bytes=1,
+        max_bytes=RAW_BYTES_MAX,
+        isolation_level=READ_COMMITTED,
+        topics=[(tp.topic, [(tp.partition, offset, RAW_BYTES_MAX)])],
+    )
+    response = await client.send(client.cluster.leader_for_partition(tp), request)
+    for _, partitions in response.topics:
+        for _, error_code, _, *data in partitions:
+            if (error := for_code(error_code)) is not NoError:
+                raise error(tp)
+            aborted = data[2 if response.API_VERSION >= 11 else -2] or []
+            return bytes(data[-1] or b""), [(producer_id, first) for producer_id, first in aborted]
+    return b"", []
 
 
 def sender_task(kafka: AIOKafkaProducer) -> asyncio.Task[None]:

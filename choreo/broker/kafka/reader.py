@@ -8,10 +8,10 @@ import time
 from collections.abc import Sequence
 
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
+from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
-from choreo.broker.kafka.consumer import END_OFFSETS_S, STOP_S, Offsets, new_consumer, started, stopped
+from choreo.broker.kafka.consumer import END_OFFSETS_S, HOPELESS, STOP_S, Offsets, new_consumer, started, stopped
 from choreo.broker.kafka.errors import translated
 from choreo.broker.kafka.fetching import Fetching, Quarantine
 from choreo.broker.kafka.settings import KafkaSettings
@@ -59,7 +59,7 @@ class KafkaReader:
             return ()
         try:
             messages = await self._fetching.poll(timeout_s, records_max)
-        except TopicAuthorizationFailedError as error:
+        except HOPELESS as error:
             raise translated(error, "read") from error
         except KafkaError as error:
             log.warning("a reader is replaced after: %r", error)

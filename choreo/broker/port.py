@@ -6,7 +6,7 @@ to the same promises:
 
 - Records of one key are in one partition, in the order in which their sends were acknowledged.
 - ``send`` returns after the record is durable, with its coordinates and append time.
-- Append time is the broker's (LogAppendTime), in milliseconds since the Unix epoch, and does not fall within a partition.
+- Append time is the broker's (LogAppendTime), milliseconds since the Unix epoch; within a partition it never falls.
 - Each partition is read by one member of a group at a time; when members come, go or die, partitions move.
 - What was not committed is delivered again to the next owner; the commit carries a free text (``metadata``).
 - A consumer starts at the committed offset, and at the earliest record where nothing was committed.
@@ -150,6 +150,7 @@ class Consumer(Protocol):
 
         Raises:
             CommitRefused: a partition is no longer ours, or a rebalance is under way. Nothing needs to be done.
+            BrokerError: metadata that is not ASCII or is longer than ``COMMIT_METADATA_MAX_CHARS``.
             BrokerUnavailable: try again later.
         """
         ...
@@ -177,7 +178,7 @@ class Consumer(Protocol):
         ...
 
     async def close(self) -> None:
-        """Leave the group, so that others take over at once."""
+        """Leave the group, so that others take over at once. No listener is called: drain and commit before."""
         ...
 
 

@@ -36,11 +36,12 @@ def _decide_once(contract: Saga, state: SagaState, made: list[Decision]) -> bool
 def _go_back(contract: Saga, state: SagaState, survey: Survey, made: list[Decision]) -> bool:
     if survey.in_flight:
         return False  # settle first (rule 4)
-    own = [key for key in survey.candidates if _is_own(contract, state, survey, key)]
+    begun = any(instance.taken_down == state.round for instance in state.instances.values())
+    own = [] if begun else [key for key in survey.candidates if _is_own(contract, state, survey, key)]
     own_pending = any(state.instance(key).own for key in (*survey.awaiting, *survey.stuck))
     if own or own_pending:  # the failed steps' own compensations first and alone (rule 8)
         return _compensate(contract, state, survey, own, made, own=True)
-    if _may_continue(state):
+    if not begun and _may_continue(state):
         _take_substitutes(state)
         return True
     todo = survey.candidates
@@ -114,7 +115,7 @@ def _compensate(
             awaits_answer=True,
             generation=generation,
             ran_again=False,
-            own=own or instance.own,
+            own=own,
             compensation_due_ms=0,
         )
         _owe(state, Decision("compensate", key[0], key[1], generation), made)
@@ -122,13 +123,14 @@ def _compensate(
 
 
 def _is_own(contract: Saga, state: SagaState, survey: Survey, key: Key) -> bool:
-    """A failed step of this round, not yet commanded, which neither completed nor has anything built on it."""
+    """A failed step of this round, in whatever generation, which neither completed nor has anything built on it."""
     instance = state.instance(key)
     return (
         key[1] == state.round
         and instance.first != "completed"
         and not instance.completed
-        and instance.generation == 0
+        and (instance.generation == 0 or instance.own)
+        and instance.offer != "taken"
         and not any(other != key and builds_on(contract, state, other, key) for other in survey.uncompensated)
     )
 

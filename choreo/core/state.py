@@ -96,7 +96,7 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
         awaits_answer: a ``Compensate`` is decided and not answered.
         generation: of the last ``Compensate`` decided; 0 for none.
         ran_again: since that decision, and before its answer, another run may have had an effect (rule 11).
-        own: that ``Compensate`` was the failed step's own (rule 8).
+        own: that ``Compensate`` was the failed step's own, before anything else was taken down (rule 8).
         taken_down: the round from which the saga went back when the instance stopped standing; 0 if it did not. That
             may be a later round than its own, and the answer may still ask for the next one (rule 9).
         compensation_due_ms: 0 until the command's append time is known.

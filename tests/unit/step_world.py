@@ -17,6 +17,7 @@ from choreo.broker.port import Appended, Message, TopicPartition
 from choreo.broker.registry import ensure_saga_topics
 from choreo.broker.topics import dead_letter_topic, saga_topic
 from choreo.contract import Saga, Step
+from choreo.errors import Undecodable
 from choreo.messages.codec import decode, encode
 from choreo.messages.headers import JSON, make_headers
 from choreo.messages.records import (
@@ -87,7 +88,7 @@ class World:
         for message in await self._read(saga_topic(saga)):
             try:
                 entries.append(Entry(message, decode(message.key, message.value, message.headers)))
-            except Exception:
+            except Undecodable:
                 continue
         return entries
 
@@ -154,7 +155,9 @@ class Running:
 
 
 @asynccontextmanager
-async def running(world: World, *services: Service, options: Options = QUICK, **settings: Any) -> AsyncIterator[Running]:
+async def running(
+    world: World, *services: Service, options: Options = QUICK, **settings: Any
+) -> AsyncIterator[Running]:
     """The services run in the block, and are stopped in order behind it."""
     runtime = StepRuntime(services, world.broker, random=Random(7), options=options, **settings)
     async with running_runtime(runtime) as handle:
@@ -200,13 +203,14 @@ async def until(question: Callable[[], object]) -> None:
     await eventually(ask)
 
 
-async def until_committed(world: World) -> None:
-    """Wait until the service has committed all there is."""
+async def until_committed(world: World, *, up_to: int | None = None) -> None:
+    """Wait until the service has committed that offset, or all there is."""
 
-    async def all_is_committed() -> bool:
-        return await world.committed() == await world.end()
+    async def is_committed() -> bool:
+        end = await world.end() if up_to is None else up_to
+        return (await world.committed() or 0) >= end
 
-    await eventually(all_is_committed)
+    await eventually(is_committed)
 
 
 def value(handle: Running, name: str, **labels: str) -> float | None:
@@ -296,4 +300,3 @@ def payment(step: Callable[..., Any] | None = None, undo: Callable[..., Any] | N
     service.step(ORDER, "charge_card")(step or (lambda: {"charge": "c-1"}))
     service.compensation(ORDER, "charge_card")(undo or (lambda: None))
     return service
-

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
 from typing import Any
 
 import pytest
 
+from choreo.clock import SystemClock
 from choreo.contract import Retries, Saga, Step
 from choreo.messages.records import StepCompleted, StepFailed
-from choreo.step import Context, Reject, Service
+from choreo.step import Context, Options, Reject, Service
+from choreo.step.attempts import Attempts
+from choreo.step.handler import Handler
+from choreo.step.lanes import Lane
 from choreo.step.place import BrokerTime
 from tests.unit.step_world import (
     World,
@@ -26,7 +32,9 @@ from tests.unit.step_world import (
     value,
 )
 
-AT_ONCE = {"backoff_ms_base": 1, "backoff_ms_max": 1}
+
+def at_once(limit: int) -> Retries:
+    return Retries(limit, backoff_ms_base=1, backoff_ms_max=1)
 
 
 def flaky(**changes: Any) -> Saga:
@@ -56,7 +64,7 @@ async def test_a_crash_is_retried_with_the_same_input_and_idempotency_key_in_one
             raise OSError("bank is away")
         return "charged"
 
-    answer = await outcome(flaky(retries=Retries(5, **AT_ONCE)), charge)
+    answer = await outcome(flaky(retries=at_once(5)), charge)
     assert isinstance(answer, StepCompleted)
     assert answer.attempts == 3
     assert len(seen) == 3
@@ -70,7 +78,7 @@ async def test_a_step_fails_when_its_retries_are_used_up() -> None:
         calls.append(ctx.attempt)
         raise OSError("bank is away")
 
-    answer = await outcome(flaky(retries=Retries(2, **AT_ONCE)), charge)
+    answer = await outcome(flaky(retries=at_once(2)), charge)
     assert calls == [1, 2, 3]
     assert isinstance(answer, StepFailed)
     assert (answer.failure.kind, answer.effect, answer.attempts) == ("crashed", "unknown", 3)
@@ -82,7 +90,7 @@ async def test_a_reject_after_a_crash_does_not_know_what_the_crash_has_left() ->
             raise OSError("connection lost, card perhaps charged")
         raise Reject("declined")
 
-    answer = await outcome(flaky(retries=Retries(2, **AT_ONCE)), charge)
+    answer = await outcome(flaky(retries=at_once(2)), charge)
     assert isinstance(answer, StepFailed)
     assert (answer.failure.kind, answer.effect, answer.attempts) == ("rejected", "unknown", 2)
 
@@ -121,7 +129,7 @@ async def test_a_timeout_is_retried() -> None:
             await asyncio.sleep(60)
         return "charged"
 
-    answer = await outcome(flaky(timeout="20ms", retries=Retries(1, **AT_ONCE)), charge)
+    answer = await outcome(flaky(timeout="20ms", retries=at_once(1)), charge)
     assert isinstance(answer, StepCompleted)
     assert answer.attempts == 2
 
@@ -228,7 +236,7 @@ async def test_a_further_attempt_waits_for_the_thread_of_the_one_before() -> Non
         running_now.pop()
         return "charged"
 
-    answer = await outcome(flaky(timeout="20ms", retries=Retries(1, **AT_ONCE)), charge)
+    answer = await outcome(flaky(timeout="20ms", retries=at_once(1)), charge)
     assert isinstance(answer, StepCompleted)
     assert max(most) == 1
     assert answer.attempts == 2
@@ -242,8 +250,6 @@ async def test_a_lane_in_backoff_holds_no_slot() -> None:
         if ctx.saga_id.startswith("flaky"):
             raise OSError
 
-    from choreo.step import Options
-
     options = Options(concurrency=2, poll_timeout_s=0.02, commit_interval_s=0.02, shutdown_timeout_s=0.1)
     async with running(world, service_of(saga, charge), options=options) as handle:
         for number in range(8):
@@ -255,22 +261,12 @@ async def test_a_lane_in_backoff_holds_no_slot() -> None:
 
 @pytest.mark.parametrize("jitter", [False, True])
 async def test_backoff_is_drawn_from_the_random_that_was_handed_in(jitter: bool) -> None:
-    from random import Random
-
-    from choreo.clock import SystemClock
-    from choreo.step.attempts import Attempts
-
     class Sleeps(SystemClock):
         def __init__(self) -> None:
             self.slept: list[float] = []
 
         async def sleep(self, seconds: float) -> None:
             self.slept.append(seconds)
-
-    from concurrent.futures import ThreadPoolExecutor
-
-    from choreo.step.handler import Handler
-    from choreo.step.lanes import Lane
 
     async def charge() -> None:
         raise OSError

@@ -12,7 +12,7 @@ import pytest
 from choreo import ids
 from choreo.contract import Retries, Saga, Step
 from choreo.messages.records import CompensationFailed, StepCompensated, StepCompleted
-from choreo.step import AbortRetries, CompensationContext, Continue, InvalidInput, NothingToUndo, Retry
+from choreo.step import AbortRetries, CompensationContext, Continue, InvalidInput, NothingToUndo, Retry, Service
 from tests.unit.step_world import compensate, completed, make_world, of, payment, running, value
 
 
@@ -144,8 +144,6 @@ async def test_a_compensation_that_raises_is_retried_and_then_given_up() -> None
         ),
     )
     world = await make_world(saga)
-    from choreo.step import Service
-
     calls: list[int] = []
 
     async def refund(ctx: CompensationContext) -> None:

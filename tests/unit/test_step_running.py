@@ -12,7 +12,7 @@ import pytest
 from choreo import ids
 from choreo.contract import Retries, Saga, Step
 from choreo.messages.codec import LIMITS
-from choreo.messages.headers import JSON, MSGPACK, read_route
+from choreo.messages.headers import MSGPACK, read_route
 from choreo.messages.records import SagaStarted, StepCompleted, StepFailed
 from choreo.step import Abort, Context, Reject, Service
 from tests.unit.step_world import (
@@ -84,9 +84,7 @@ async def test_a_completion_runs_the_next_step_with_the_effects_so_far() -> None
         answer = await world.answer(StepCompleted)
     assert seen == [(Order(10), {"amount": 10}, {"reserve_stock": {"reservation": "r-1"}}, Reservation("r-1"))]
     assert answer.step == "charge_card"
-    assert {step: plain(effect) for step, effect in answer.effects.items()} == {
-        "reserve_stock": {"reservation": "r-1"}
-    }
+    assert {step: plain(effect) for step, effect in answer.effects.items()} == {"reserve_stock": {"reservation": "r-1"}}
 
 
 async def test_a_context_says_who_and_when() -> None:
@@ -276,14 +274,14 @@ async def test_no_exception_of_a_handler_ends_the_service(error: BaseException, 
 
 
 async def test_an_exception_that_cannot_say_what_it_is_is_still_a_failure() -> None:
-    class Mute(Exception):
+    class MuteError(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no words")
 
     world = await make_world()
 
     def charge() -> None:
-        raise Mute
+        raise MuteError
 
     async with running(world, payment(charge)):
         await world.send(completed())
@@ -311,7 +309,7 @@ async def test_an_effect_over_the_limit_is_a_failure_with_an_unknown_effect() ->
 async def test_a_context_that_grows_over_the_limit_is_a_failure_with_an_unknown_effect() -> None:
     world = await make_world()
     large = raw("x" * 220_000)
-    effects = {name: large for name in ("a", "b", "c")}
+    effects = dict.fromkeys(("a", "b", "c"), large)
     async with running(world, payment(lambda: "x" * 220_000)):
         await world.send(completed(effects=effects, effect=raw(1), input=raw("x" * 20_000)))
         answer = await world.answer(StepFailed)

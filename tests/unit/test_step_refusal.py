@@ -1,0 +1,210 @@
+"""Records that cannot be understood: answered from their headers, kept as dead letters, or parked."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from choreo.contract import Saga, Step
+from choreo.messages.codec import encode
+from choreo.messages.headers import JSON, make_headers
+from choreo.messages.records import CompensationFailed, StepCompleted, StepFailed
+from choreo.step.perform import Performer
+from tests.unit.step_world import (
+    ORDER,
+    QUICK,
+    compensate,
+    completed,
+    execute,
+    make_world,
+    payment,
+    running,
+    started,
+    until,
+    until_committed,
+    value,
+)
+
+
+def headers_of(record: Any, **changes: bytes) -> tuple[tuple[str, bytes], ...]:
+    made = make_headers(record, source="/test", content_type=JSON, traceparent=b"00-aa-bb-01")
+    return tuple((name, changes.get(name.replace("-", "_"), text)) for name, text in made)
+
+
+async def test_an_undecodable_trigger_fails_its_step_from_the_headers_and_is_kept() -> None:
+    world = await make_world()
+    trigger = completed(round=3)
+    async with running(world, payment()) as handle:
+        await world.send_raw("s-1", b"{no json", headers_of(trigger))
+        answer = await world.answer(StepFailed)
+        await until_committed(world)
+        assert value(handle, "choreo_dead_letters_total", topic="choreo.order", reason="undecodable") == 1
+        assert value(handle, "choreo_step_events_total", result="failed") == 1
+    assert (answer.saga_id, answer.start, answer.step, answer.round) == ("s-1", trigger.start, "charge_card", 3)
+    assert (answer.failure.kind, answer.failure.code, answer.effect) == ("rejected", "undecodable", "none")
+    (letter,) = await world.dead_letters()
+    assert (letter.key, letter.value) == (b"s-1", b"{no json")
+    assert letter.headers[: len(headers_of(trigger))] == headers_of(trigger)
+    assert letter.header("choreo_dead_letter_reason") == b"undecodable"
+    assert (letter.header("choreo_dead_letter_message") or b"").startswith(b"not a record of choreo: ")
+    assert letter.header("choreo_dead_letter_topic") == b"choreo.order"
+    assert letter.header("choreo_dead_letter_offset") == b"0"
+    assert letter.header("choreo_dead_letter_service") == b"payment"
+
+
+async def test_an_undecodable_compensate_fails_from_the_headers() -> None:
+    world = await make_world()
+    async with running(world, payment()):
+        await world.send_raw("s-1", b"\xff\xfe", headers_of(compensate(generation=2, round=4)))
+        answer = await world.answer(CompensationFailed)
+    assert (answer.round, answer.generation, answer.failure.code) == (4, 2, "undecodable")
+
+
+async def test_an_undecodable_trigger_is_answered_once_also_after_a_crash() -> None:
+    world = await make_world()
+    options = msgspec.structs.replace(QUICK, commit_interval_s=3_600)
+    async with running(world, payment(), options=options) as handle:
+        await world.send_raw("s-1", b"", headers_of(completed()))
+        await world.send_raw("s-1", b"", headers_of(completed()))
+        await world.answer(StepFailed)
+        await handle.crash()
+    async with running(world, payment()):
+        await until_committed(world)
+    failures = await world.answers(StepFailed)
+    # Its answer is found as one without effect, so after the crash it is not said again: nothing can have run.
+    assert len(failures) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("not a saga id!", {}),
+        ("s-1", {"choreo_start": b"xyz"}),
+        ("s-1", {"choreo_round": b"99999999"}),
+    ],
+)
+async def test_headers_that_no_answer_can_be_made_from_leave_a_dead_letter(key: str, changes: dict[str, bytes]) -> None:
+    world = await make_world()
+    async with running(world, payment()):
+        await world.send_raw(key, b"{", headers_of(completed(), **changes))
+        await until_committed(world)
+    assert len(await world.dead_letters()) == 1
+    assert await world.log() == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"choreo_round": b"2"},
+        {"choreo_start": b"f" * 16},
+        {"ce_type": b"choreo.execute.v1", "choreo_step": b"charge_card"},
+        {"content_type": b"text/html"},
+    ],
+)
+async def test_a_record_that_contradicts_its_headers_is_not_run(changes: dict[str, bytes]) -> None:
+    world = await make_world()
+    calls: list[str] = []
+    async with running(world, payment(lambda: calls.append("called"))):
+        await world.send_raw("s-1", encode(completed()), headers_of(completed(), **changes))
+        answer = await world.answer(StepFailed)
+    assert calls == []
+    assert answer.failure.code == "undecodable"
+
+
+async def test_a_record_under_another_key_or_in_another_topic_is_not_run() -> None:
+    world = await make_world()
+    other = Saga("refund", Step("reserve_stock"), Step("charge_card"))
+    async with running(world, payment()):
+        await world.send_raw("s-2", encode(completed("s-1")), headers_of(completed("s-1")))
+        record = started(contract=other)
+        trigger = msgspec.structs.replace(completed(), saga="refund")
+        await world.send_raw("s-1", encode(trigger), headers_of(trigger))
+        answers = await world.answers(StepFailed, count=2)
+    assert [answer.saga_id for answer in answers] == ["s-2", "s-1"]
+    assert {answer.failure.code for answer in answers} == {"undecodable"}
+    assert record.saga == "refund"
+
+
+async def test_a_version_that_is_not_held_is_parked_and_run_after_an_upgrade() -> None:
+    second = Saga("order", Step("reserve_stock"), Step("charge_card"), version=2)
+    world = await make_world(ORDER, second)
+    calls: list[int] = []
+
+    def charge(ctx: Any) -> None:
+        calls.append(ctx.version)
+
+    old = payment(charge)
+    async with running(world, old) as handle:
+        await world.send(completed("new", version=2))
+        await world.send(completed("old"))
+        await world.answer(StepCompleted)
+        assert value(handle, "choreo_records_parked", saga="order") == 1
+        assert await world.committed() in (None, 0)
+    assert value(handle, "choreo_records_parked", saga="order") == 0
+    assert calls == [1]
+    new = payment(charge)
+    new.step(second, "charge_card")(charge)
+    async with running(world, new):
+        await until_committed(world)
+    assert calls == [1, 2]
+    assert await world.dead_letters() == []
+
+
+@pytest.mark.parametrize("trigger", [completed(version=2), execute(version=2)])
+async def test_past_a_limit_a_version_that_is_not_held_is_handed_on_as_failed(trigger: Any) -> None:
+    world = await make_world()
+    options = msgspec.structs.replace(QUICK, park_limit_s=0.05)
+    async with running(world, payment(), options=options) as handle:
+        await world.send(trigger)
+        await world.send(compensate(version=2))
+        answer = await world.answer(StepFailed)
+        undone = await world.answer(CompensationFailed)
+        await until_committed(world)
+        assert value(handle, "choreo_dead_letters_total", reason="unknown_version") == 2
+    assert (answer.version, answer.failure.code, answer.effect) == (2, "unknown_version", "none")
+    assert (undone.version, undone.failure.code) == (2, "unknown_version")
+
+
+async def test_the_limit_of_a_parked_record_counts_from_its_append() -> None:
+    world = await make_world()
+    world.broker._log.now_ms = lambda: 1_000_000
+    await world.send(completed(version=2))
+    world.broker._log.now_ms = lambda: 1_700_000
+    await world.send(completed("new"))
+    async with running(world, payment()):  # ten minutes are the default
+        answer = await world.answer(StepFailed)
+    assert (answer.failure.code, answer.effect) == ("unknown_version", "unknown"), "it may be a redelivery"
+
+
+async def test_an_error_of_choreos_own_fails_the_step_and_not_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await make_world()
+    real = Performer._run_step
+
+    async def broken(self: Any, record: Any, *rest: Any) -> None:
+        if record.saga_id == "unlucky":
+            raise AssertionError("a bug")
+        await real(self, record, *rest)
+
+    monkeypatch.setattr(Performer, "_run_step", broken)
+    async with running(world, payment()):
+        await world.send(completed("unlucky"))
+        failed = await world.answer(StepFailed)
+        await world.send(completed("lucky"))
+        done = await world.answer(StepCompleted)
+        await until_committed(world)
+    assert (failed.saga_id, failed.failure.code, failed.effect) == ("unlucky", "internal_error", "unknown")
+    assert done.saga_id == "lucky"
+
+
+async def test_a_dead_letter_that_cannot_be_kept_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await make_world()
+    del world.broker._log.specs["choreo.order.dead-letters"]
+    async with running(world, payment()) as handle:
+        await world.send_raw("s-1", b"{", headers_of(completed()))
+        await world.answer(StepFailed)
+        await until_committed(world)
+        await until(lambda: value(handle, "choreo_dead_letters_total") == 1)
+        await asyncio.sleep(0)

@@ -106,7 +106,7 @@ class Processes:
     ) -> None:
         self.commands = dict(commands)
         self.ports = dict(ports)
-        self._environment = dict(environment)
+        self.environment = {**os.environ, **environment}
         self._logs = logs
         self._running: dict[str, subprocess.Popen[str]] = {}
         self._printers: list[threading.Thread] = []
@@ -208,8 +208,7 @@ class Processes:
 
     def _spawn(self, name: str) -> subprocess.Popen[str]:
         environment = {
-            **os.environ,
-            **self._environment,
+            **self.environment,
             "CHOREO_HTTP_PORT": str(self.ports[name]),
             "PYTHONUNBUFFERED": "1",
         }

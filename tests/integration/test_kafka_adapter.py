@@ -13,13 +13,17 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.codec import gzip_encode
 from aiokafka.errors import NotLeaderForPartitionError, OutOfOrderSequenceNumber
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
+from hypothesis import given
+from hypothesis import strategies as st
 
 from choreo.broker.kafka import KafkaBroker, Quarantined, internals
+from choreo.broker.kafka.salvage import Salvage, salvage
 from choreo.broker.kafka.settings import KafkaSettings
 from choreo.broker.kafka.stalls import StallWatch
 from choreo.broker.port import Appended, Committed, Consumer, Message, Reader, TopicPartition, TopicSpec
@@ -100,17 +104,31 @@ async def make_topic(broker: KafkaBroker, partitions: int = 1, **spec: Any) -> s
     return name
 
 
-async def append_raw(broker: KafkaBroker, tp: TopicPartition, values: Collection[bytes]) -> None:
+def raw_batch(values: Collection[bytes], *, gzip: bool = False, producer_id: int = -1) -> bytearray:
     """One batch as a foreign writer may write it: the header key of a record with the value ``bad`` is not UTF-8."""
     builder = DefaultRecordBatchBuilder(
-        magic=2, compression_type=0, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=-1,
-        batch_size=65_536,
+        magic=2, compression_type=0, is_transactional=producer_id >= 0, producer_id=producer_id, producer_epoch=0,
+        base_sequence=0, batch_size=65_536,
     )  # fmt: skip
     for number, value in enumerate(values):
         name = "PLACEHOLDER" if value == b"bad" else "good"
         builder.append(number, timestamp=0, key=b"key", value=value, headers=[(name, b"1")])
     batch = bytearray(bytes(builder.build()).replace(b"PLACEHOLDER", b"\xff" * len("PLACEHOLDER")))
-    batch[17:21] = struct.pack(">I", calc_crc32c(bytes(batch[21:])))  # what was changed is covered by the checksum
+    if gzip:
+        batch[61:] = gzip_encode(bytes(batch[61:]))
+        batch[22] |= 1
+        batch[8:12] = struct.pack(">i", len(batch) - 12)
+    return sealed(batch)
+
+
+def sealed(batch: bytearray) -> bytearray:
+    """The batch with a checksum that is right."""
+    batch[17:21] = struct.pack(">I", calc_crc32c(bytes(batch[21:])))
+    return batch
+
+
+async def append_raw(broker: KafkaBroker, tp: TopicPartition, values: Collection[bytes]) -> None:
+    batch = raw_batch(values)
     admin = broker._admin
     assert admin is not None
     request = ProduceRequest(
@@ -501,6 +519,71 @@ async def test_new_topics_are_as_the_specification_says(broker: KafkaBroker) -> 
 async def test_a_topic_that_cannot_be_created_is_a_topic_error(broker: KafkaBroker) -> None:
     with pytest.raises(TopicError, match="could not be created"):
         await broker.ensure_topics([TopicSpec(name=unique("topic"), partitions=1, replication_factor=7)])
+
+
+# Batches that are taken apart
+
+
+def apart(raw: bytes | bytearray, offset_from: int = 0, records_max: int = 500, **options: Any) -> Salvage:
+    found = salvage(bytes(raw), "t", 0, offset_from, options.get("aborted", ()), records_max)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("gzip", [False, True])
+def test_a_batch_gives_up_its_good_records_and_the_bytes_of_the_bad_ones(gzip: bool) -> None:
+    found = apart(raw_batch([b"0", b"bad", b"2"], gzip=gzip))
+    assert [(message.offset, message.key, message.value) for message in found.messages] == [
+        (0, b"key", b"0"),
+        (2, b"key", b"2"),
+    ]
+    assert found.messages[0].headers == (("good", b"1"),)
+    assert [(record.offset, record.key, record.value) for record in found.quarantined] == [(1, b"key", b"bad")]
+    assert found.offset_next == 3
+
+
+def test_a_batch_is_read_in_portions() -> None:
+    raw = raw_batch([b"0", b"bad", b"2", b"bad", b"4"])
+    first = apart(raw, 0, records_max=1)
+    second = apart(raw, first.offset_next, records_max=2)
+    assert [message.offset for message in [*first.messages, *second.messages]] == [0, 2, 4]
+    assert [record.offset for record in [*first.quarantined, *second.quarantined]] == [1, 3]
+    assert second.offset_next == 5
+
+
+def test_a_batch_whose_checksum_is_wrong_is_passed_over_as_a_whole() -> None:
+    raw = raw_batch([b"0", b"1", b"2"])
+    raw[-1] ^= 1
+    found = apart(raw, 1)
+    assert found.messages == []
+    assert [record.offset for record in found.quarantined] == [1]
+    assert found.offset_next == 3
+
+
+def test_records_behind_a_broken_frame_are_passed_over() -> None:
+    raw = raw_batch([b"0", b"1", b"2"])
+    frame_bytes = (len(raw) - 61) // 3
+    raw[61 + frame_bytes] = 0x7E  # the second record says that it is much longer than the batch
+    raw[61 + frame_bytes + 1 :] = raw[61 + frame_bytes + 1 :][: frame_bytes * 2 - 1]
+    found = apart(sealed(raw))
+    assert [message.offset for message in found.messages] == [0]
+    assert [record.offset for record in found.quarantined] == [1]
+    assert found.offset_next == 3
+
+
+def test_a_batch_of_an_aborted_transaction_is_not_delivered() -> None:
+    raw = raw_batch([b"0", b"bad"], producer_id=7)
+    assert apart(raw, aborted=[(7, 0)]) == Salvage([], [], 2)
+    assert len(apart(raw, aborted=[(8, 0)]).messages) == 1
+
+
+@given(cut=st.integers(0, 300), noise=st.binary(max_size=80), at=st.integers(0, 300))
+def test_no_bytes_whatever_make_taking_apart_fail_or_stand_still(cut: int, noise: bytes, at: int) -> None:
+    raw = raw_batch([b"0", b"bad", b"2" * 50])
+    raw[at : at + len(noise)] = noise
+    header_is_whole = at >= 61
+    found = salvage(bytes(sealed(raw) if header_is_whole else raw)[: len(raw) - cut], "t", 0, 1, (), 500)
+    assert found is None or found.offset_next > 1
 
 
 # The URL

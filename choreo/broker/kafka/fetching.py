@@ -7,8 +7,8 @@ Three of its habits would lose or block records, and this module is the answer t
 - When ``getmany`` raises, batches of other partitions that it had in hand are gone, and their positions moved. So we
   know ourselves what was delivered, and go back there.
 - A record whose header key is not UTF-8, or whose batch has a wrong checksum, makes ``getmany`` raise at the same place
-  for ever. So the partitions are then polled one by one to find the one that raises; its next batch is fetched as bytes
-  and taken apart by ``salvage``. What can be read is delivered, what cannot goes to quarantine, and reading goes on.
+  for ever. So the next batch of each partition is then fetched as bytes and taken apart by ``salvage``: what can be
+  read is delivered, what cannot goes to quarantine, and reading goes on behind it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from choreo.broker.port import Message
 log = logging.getLogger(__name__)
 
 POLL_SLACK_S = 0.05  # aiokafka's own timeout comes first, so that a quiet poll leaves no task behind
-ALONE_POLL_MS = 200
 
 # What parsing raises: aiokafka's word for a wrong checksum, and Python's for bytes that are no text (ValueError is the
 # base of UnicodeDecodeError) or that lead nowhere.
@@ -136,7 +135,7 @@ class Fetching:
         try:
             fetched = await self._kafka.getmany(timeout_ms=int(timeout_s * 1_000), max_records=records_max)
         except UNREADABLE as error:
-            log.warning("a poll failed, its partitions are polled one by one: %r", error)
+            log.warning("a poll failed, its batches are taken apart: %r", error)
         except KafkaError:
             await self._go_back()
             raise
@@ -164,30 +163,22 @@ class Fetching:
                     self._kafka.seek(tp, delivered)
 
     async def _isolate(self, records_max: int) -> Batches:
-        """Poll each partition alone, and salvage those that still raise."""
+        """One batch of each partition, taken apart by ourselves: nobody has told us which one it was."""
         collected: Batches = {}
         room = records_max
         for tp in self._kafka.assignment():
             if room <= 0:
                 break
-            if tp not in self._paused and (messages := await self._read_alone(tp, room)):
+            if tp not in self._paused and (messages := await self._salvage(tp, room)):
                 collected[tp] = messages
                 room -= len(messages)
         return collected
 
-    async def _read_alone(self, tp: KafkaTopicPartition, records_max: int) -> list[Message]:
-        self._moved.discard(tp)
-        try:
-            fetched = await self._kafka.getmany(tp, timeout_ms=ALONE_POLL_MS, max_records=records_max)
-        except UNREADABLE:
-            return await self._salvage(tp, records_max)
-        self._moved.discard(tp)  # what has come now is from wherever it was moved to
-        return [message_of(record) for record in fetched.get(tp, ())]
-
     async def _salvage(self, tp: KafkaTopicPartition, records_max: int) -> list[Message]:
+        self._moved.discard(tp)
         position = internals.position(self._kafka, tp)
         if position is None:
-            return []  # revoked in this moment: the next owner will find it
+            return []  # revoked in this moment, or not begun yet
         raw, aborted = await internals.fetch_raw(self._kafka, tp, position)
         found = salvage(raw, tp.topic, tp.partition, position, aborted, records_max)
         if found is None or tp in self._moved:

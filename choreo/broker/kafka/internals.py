@@ -45,7 +45,7 @@ async def fetch_raw(
     """
     client = kafka._client  # noqa: SLF001
     request = FetchRequest(
-        max_wait_time=500,
+        max_wait_time=0,  # what is there; nothing is an answer, too
         min_bytes=1,
         max_bytes=RAW_BYTES_MAX,
         isolation_level=READ_COMMITTED,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from aiokafka import codec
+from aiokafka.errors import UnsupportedCodecError
 from aiokafka.record.util import calc_crc32c
 
 from choreo.broker.port import Message
@@ -88,7 +89,7 @@ def salvage(
 
     found = Salvage([], [], offset_next)
     offset = offset_from - 1
-    for record in _records(DECOMPRESSORS[attributes & CODEC_MASK](batch[HEADER.size :]), count):
+    for record in _records(batch[HEADER.size :], attributes & CODEC_MASK, count):
         if isinstance(record, Exception):
             found.quarantined.append(Quarantined(topic, partition, offset + 1, repr(record)))
             break
@@ -122,9 +123,15 @@ def _sort(record: _Record, topic: str, partition: int, offset: int, timestamp_ms
         found.messages.append(Message(topic, partition, offset, timestamp_ms, record.key, value, headers))
 
 
-def _records(data: bytes, count: int) -> Iterator[_Record | Exception]:
+def _records(packed: bytes, compression: int, count: int) -> Iterator[_Record | Exception]:
     """The records of a batch; an exception, and then nothing, where a frame is broken: the next begins nowhere."""
-    frames = _Frames(data)
+    try:
+        frames = _Frames(DECOMPRESSORS[compression](packed))
+    except NotImplementedError as error:
+        raise UnsupportedCodecError(str(error)) from error
+    except Exception as error:  # noqa: BLE001 -- each library has its own for bytes that it did not write
+        yield error
+        return
     for _ in range(count):
         try:
             record = frames.record()

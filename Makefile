@@ -1,0 +1,74 @@
+# Everything is done from here; a Python of at least 3.11 is all that must be there. `make help` lists the targets.
+#
+# Packages come from lock files with hashes (`make lock` writes them), so that everybody runs the same. The project
+# itself needs no build: a path file makes the checkout importable.
+
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
+COMPILE := $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+	--custom-compile-command "make lock"
+
+BROKER ?=
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo check lint test bench kafka schemas lock clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: $(VENV)/runtime.stamp  ## make .venv with what choreo needs to run
+
+setup-dev: $(VENV)/dev.stamp  ## … and with what tests and linters need
+
+demo: setup  ## watch an order saga, its services and a kill -9 (BROKER=kafka: over a local Kafka)
+	$(VENV)/bin/choreo demo $(if $(BROKER),--broker $(BROKER))
+
+check: setup-dev lint  ## linters, types and unit tests: what to run before every commit
+	$(RUN) -m pytest -q tests/unit $(PYTEST_ARGS)
+
+lint: setup-dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+test: setup-dev lint  ## linters and all tests; those that need a Kafka get one if it can be had
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+bench: setup-dev  ## measure choreo beside the limits of its wire, over a local Kafka
+	$(RUN) -m benchmarks $(if $(BROKER),--broker $(BROKER))
+
+kafka:  ## run a local Kafka in the foreground (needs Java 17 and Maven, no containers)
+	$(PYTHON) deploy/kafka/local_kafka.py run
+
+schemas: setup  ## write the JSON Schemas of all records
+	$(RUN) -m schemas.generate
+
+lock: setup-dev  ## resolve the newest packages that pyproject.toml allows
+	$(COMPILE) --upgrade pyproject.toml --output-file requirements/runtime.lock
+	$(COMPILE) --upgrade pyproject.toml --group dev --constraint requirements/runtime.lock \
+		--output-file requirements/dev.lock
+
+clean:  ## remove what was made here, the local Kafka's jars included
+	rm -rf $(VENV) .choreo .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUN):
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer was found; install one, or say make PYTHON=/path/to/it"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/runtime.stamp: requirements/runtime.lock | $(RUN)
+	$(INSTALL) --requirement requirements/runtime.lock
+	$(RUN) -c 'import pathlib, sysconfig; \
+		pathlib.Path(sysconfig.get_path("purelib"), "choreo.pth").write_text(f"{pathlib.Path.cwd()}\n")'
+	printf '#!%s\nimport sys\n\nfrom choreo.cli import main\n\nsys.exit(main())\n' "$(CURDIR)/$(RUN)" > $(VENV)/bin/choreo
+	chmod +x $(VENV)/bin/choreo
+	@touch $@
+
+$(VENV)/dev.stamp: requirements/dev.lock $(VENV)/runtime.stamp
+	$(INSTALL) --requirement requirements/dev.lock
+	@touch $@

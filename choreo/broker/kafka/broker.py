@@ -165,14 +165,14 @@ class KafkaBroker:
         )
         with translating(f"group {group} at {self.url}"):
             await consumer.start()
-        self._opened.append(consumer)
+        self._keep(consumer)
         return consumer
 
     async def reader(self) -> KafkaReader:
         reader = KafkaReader(self.settings, offsets=self.offsets, quarantine=self._quarantine)
         with translating(f"reader at {self.url}"):
             await reader.start()
-        self._opened.append(reader)
+        self._keep(reader)
         return reader
 
     async def close(self) -> None:
@@ -186,6 +186,10 @@ class KafkaBroker:
         if self._admin is not None:
             await self._admin.close()
             self._admin = None
+
+    def _keep(self, opened: KafkaConsumer | KafkaReader) -> None:
+        """For ``close``. A client may open a reader for each question, so those that are closed are forgotten."""
+        self._opened = [*(each for each in self._opened if not each.closed), opened]
 
     async def _partition_of(self, topic: str, key: bytes) -> int:
         count = await self._known_partitions(topic)

@@ -83,7 +83,7 @@ class KafkaConsumer:
         self._look: asyncio.Task[bool] | None = None
         self._replace_at = 0.0
         self._replace_backoff_s = REPLACE_BACKOFF_S_BASE
-        self._closed = False
+        self.closed = False
         self.replaced = 0
 
     async def start(self) -> None:
@@ -112,7 +112,7 @@ class KafkaConsumer:
         kafka.subscribe(self._topics, listener=_Listener(self, kafka))
 
     async def poll(self, *, timeout_s: float, records_max: int = 500) -> Sequence[Message]:
-        if self._closed:
+        if self.closed:
             raise BrokerError(f"group {self._group}: the consumer is closed")
         if self._listener_error is not None:
             error, self._listener_error = self._listener_error, None
@@ -209,9 +209,9 @@ class KafkaConsumer:
         return self._fetching.lag(KafkaTopicPartition(*tp))
 
     async def close(self) -> None:
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         if self._assigning is not None:
             self._assigning.cancel()
             await asyncio.wait({self._assigning})

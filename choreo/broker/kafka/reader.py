@@ -34,7 +34,7 @@ class KafkaReader:
         self._sought: dict[KafkaTopicPartition, int] = {}
         self._watch = StallWatch(settings.stall_timeout_ms / 1_000, time.monotonic())
         self._look: asyncio.Task[bool] | None = None
-        self._closed = False
+        self.closed = False
 
     async def start(self) -> None:
         """Connect.
@@ -49,7 +49,7 @@ class KafkaReader:
         self._assign(kafka, self._fetching)
 
     async def poll(self, *, timeout_s: float, records_max: int = 500) -> Sequence[Message]:
-        if self._closed:
+        if self.closed:
             raise BrokerError("the reader is closed")
         if not self._sought:
             await asyncio.sleep(timeout_s)
@@ -91,7 +91,7 @@ class KafkaReader:
         return self._sought[sought] if position is None else position
 
     async def close(self) -> None:
-        self._closed = True
+        self.closed = True
         await self._stop()
 
     def _assign(self, kafka: AIOKafkaConsumer, fetching: Fetching) -> None:

@@ -112,6 +112,10 @@ class OrderSystem:
                     f"{len(left)} of {len(plan)} sagas have no outcome, and nothing moves:\n{told}{logs}"
                 )
 
+    def on_their_way(self) -> int:
+        """Sagas that have begun and not ended, as the log says."""
+        return sum(outcome_of(history) is None for history in self._follower.histories.values())
+
     def surprises(self, plan: Sequence[Planned]) -> list[str]:
         """Sagas that did not end as planned."""
         found = []

@@ -1,0 +1,152 @@
+"""What the saga-log tells people: metrics and log lines.
+
+Two kinds of numbers. *Counters and durations* say that something happened, once over all runs and instances: a record
+counts for the owner of the partition who commits its offset first, so a rebuild of the same log adds nothing (around a
+crash a batch may count twice). *Gauges* say how things are: they are set from the states in memory, after a rebuild
+as after a batch, and only for partitions that are caught up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable
+
+from choreo.broker.port import TopicPartition
+from choreo.core import SagaState
+from choreo.messages.records import StepRecord
+from choreo.observe.log import trace_id_of
+from choreo.observe.metrics import Metrics
+from choreo.saga_log.shard import IN_PROGRESS, Applied, Seen, Shard
+
+logger = logging.getLogger("choreo.saga_log")
+
+STUCK_ADVICE = (
+    "saga %s is stuck: the compensation of step %r failed for good (%s). What it built on stays until somebody acts: "
+    "repair the cause and retry the compensation, or undo the step by hand and skip it. Other sagas go on"
+)
+
+
+class Accounts:
+    """Counts and logs what is folded."""
+
+    def __init__(self, metrics: Metrics, group: str, sagas: Collection[str]) -> None:
+        self._metrics = metrics
+        self._group = group
+        self._sagas = frozenset(sagas)
+        for saga in self._sagas:
+            metrics.init_saga(saga)
+
+    def polled(self, tp: TopicPartition, records: int, *, muted: bool) -> None:
+        """Records of a partition were read."""
+        self._metrics.messages_consumed.labels(tp.topic, self._group).inc(records)
+        if muted:
+            self._metrics.records_replayed.labels("rebuild").inc(records)
+
+    def folded(self, saga: str, seen: Iterable[Seen]) -> None:
+        """Records were folded that no owner before us has counted."""
+        for each in seen:
+            self._count(saga, each)
+
+    def parked(self, shard: Shard, applied: Applied) -> None:
+        """Records have to wait for a contract; said once for each saga."""
+        for message, why in applied.parked:
+            if why is not None:
+                logger.error(
+                    "%s offset %s has to wait, and what follows of its saga: it needs %s",
+                    message.tp,
+                    message.offset,
+                    why,
+                    extra={"saga": shard.saga, "topic": message.topic, "partition": message.partition},
+                )
+
+    def show(self, shards: Collection[Shard]) -> None:
+        """Set the gauges from what is in memory now."""
+        for saga in self._sagas:
+            mine = [shard for shard in shards if shard.saga == saga and shard.live]
+            for phase in IN_PROGRESS:
+                number = sum(shard.phases[phase] for shard in mine)
+                self._metrics.sagas_in_progress.labels(saga, phase.value).set(number)
+            self._metrics.timers_pending.labels(saga).set(sum(len(shard.timers) for shard in mine))
+            self._metrics.records_parked.labels(saga).set(sum(len(shard.parked) for shard in mine))
+            starts = [start for shard in mine if (start := shard.oldest_start_ms()) is not None]
+            if starts:
+                self._metrics.saga_oldest_in_progress.labels(saga).set(min(starts) / 1_000)
+            else:  # zero would be a saga of 1970 to every alert on its age
+                self._metrics.saga_oldest_in_progress.remove(saga)
+
+    def caught_up(self, shard: Shard) -> None:
+        """A partition has been folded to its end: tell the operators what they may not have been told."""
+        logger.info(
+            "%s is folded up to offset %s; %s sagas in progress",
+            shard.tp,
+            shard.offset,
+            sum(shard.phases.values()),
+            extra={"saga": shard.saga, "topic": shard.tp.topic, "partition": shard.tp.partition},
+        )
+        for state in shard.stuck():
+            self._say_stuck(shard.saga, state)
+
+    def _count(self, saga: str, seen: Seen) -> None:
+        metrics, (_, before, (state, owed, note)) = self._metrics, seen
+        if state.started and not before.started:
+            metrics.sagas_started.labels(saga).inc()
+        if state.finished_ms and not before.finished_ms and state.outcome is not None:
+            metrics.sagas_finished.labels(saga, state.outcome.kind).inc()
+            duration_s = (state.finished_ms - state.started_ms) / 1_000
+            metrics.saga_duration.labels(saga, state.outcome.kind).observe(duration_s)
+        if note is not None:
+            self._count_note(saga, seen)
+        if any(decision.kind == "stuck" for decision in owed):
+            self._say_stuck(saga, state)
+
+    def _count_note(self, saga: str, seen: Seen) -> None:
+        metrics, (entry, before, (_, _, note)) = self._metrics, seen
+        record = entry.record
+        about = {
+            "saga": saga,
+            "saga_id": record.saga_id,
+            "step": record.step if isinstance(record, StepRecord) else None,
+            "offset": entry.offset,
+            "trace_id": trace_id_of(entry.traceparent),
+        }
+        what = type(record).__name__
+        match note:
+            case "duplicate":
+                metrics.events_duplicate.labels(saga).inc()
+            case "late" if isinstance(record, StepRecord):
+                metrics.events_late.labels(saga, record.step).inc()
+                logger.warning("%s came after its due; the step counts as failed and is undone", what, extra=about)
+            case "repair":
+                metrics.repairs.labels(saga).inc()
+                logger.warning("%s after the saga's outcome: a possible effect is being undone", what, extra=about)
+            case "before_start" if not before.truncated:
+                logger.warning(
+                    "%s of a saga whose start is not in the log: retention has deleted it, or it was refused. "
+                    "Nothing will be decided for this saga",
+                    what,
+                    extra=about,
+                )
+            case "not_decided" | "unknown_start" | "unknown_step":
+                logger.warning(
+                    "%s changes nothing (%s): nothing before it in the log implies it", what, note, extra=about
+                )
+            case _:
+                logger.info("%s was noted as %s", what, note, extra=about)
+
+    def _say_stuck(self, saga: str, state: SagaState) -> None:
+        for (step, saga_round), instance in state.instances.items():
+            if instance.stuck:
+                failure = instance.compensation_failure
+                logger.error(
+                    STUCK_ADVICE,
+                    state.saga_id,
+                    step,
+                    failure.message or failure.code or failure.kind if failure else "no reason given",
+                    extra={
+                        "saga": saga,
+                        "saga_id": state.saga_id,
+                        "step": step,
+                        "round": saga_round,
+                        "trace_id": trace_id_of(state.traceparent),
+                    },
+                )

@@ -1,0 +1,177 @@
+"""The partitions that this instance owns: loaded when they come, saved after every batch, dropped when they go.
+
+The store is doubted at every turn. A checkpoint that does not fit the log (beyond its end, before its start, or
+behind a record that is not there) is of another log and is wiped; a save that another instance was faster with drops
+the shard, which is then loaded again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from choreo.broker.port import Broker, Consumer, Message, TopicPartition
+from choreo.errors import BrokerUnavailable, StoreConflict, StoreError
+from choreo.saga_log.intake import Contracts
+from choreo.saga_log.shard import Shard
+from choreo.store.port import Advance, Checkpoint, Store
+
+logger = logging.getLogger("choreo.saga_log")
+
+
+class Ownership:
+    """The shards of this instance. Its methods are not for use side by side.
+
+    Attributes:
+        shards: loaded, and verified or about to be.
+        opening: assigned and not loaded yet; each assignment has a value of its own.
+        leaving: about to be given up: nothing may wait for a broker that is away.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        store: Store,
+        sagas: Mapping[str, str],
+        contracts: Contracts,
+        *,
+        resting_max: int,
+        on_dropped: Callable[[TopicPartition], None],
+    ) -> None:
+        """Own nothing yet.
+
+        Args:
+            sagas: topic → name of the saga.
+            resting_max: how many resting sagas a shard keeps in memory.
+            on_dropped: told about each shard that is gone from here.
+        """
+        self.shards: dict[TopicPartition, Shard] = {}
+        self.opening: dict[TopicPartition, object] = {}
+        self.leaving: set[TopicPartition] = set()
+        self._broker = broker
+        self._store = store
+        self._sagas = sagas
+        self._contracts = contracts
+        self._resting_max = resting_max
+        self._on_dropped = on_dropped
+        self._accounted: dict[TopicPartition, int] = {}
+
+    def assign(self, tps: Collection[TopicPartition]) -> None:
+        """These are ours; ``open`` loads them."""
+        for tp in tps:
+            self.opening[tp] = object()
+
+    def drop(self, tps: Collection[TopicPartition]) -> None:
+        """Forget what is in memory of these."""
+        for tp in tps:
+            self.opening.pop(tp, None)
+            if self.shards.pop(tp, None) is not None:
+                self._on_dropped(tp)
+
+    def reload(self, tps: Collection[TopicPartition]) -> None:
+        """Forget what is in memory of these and load what is stored."""
+        for tp in tps:
+            if self.shards.pop(tp, None) is not None:
+                self.opening[tp] = object()
+
+    def account(self, shard: Shard) -> None:
+        """All that the shard has folded was counted, and dead-lettered where it was unreadable."""
+        shard.accounted = max(shard.accounted, shard.offset)
+        self._accounted[shard.tp] = shard.accounted
+
+    async def open(self, consumer: Consumer) -> None:
+        """Load what was assigned, and have it read from its checkpoint on. What cannot be read yet is left for later.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        for tp, assignment in list(self.opening.items()):
+            try:
+                shard = await self._load(consumer, tp)
+            except BrokerUnavailable as error:
+                logger.warning("%s cannot be opened yet, trying again: %s", tp, error)
+                continue
+            except StoreConflict:  # the store was begun anew, so that what others have loaded is void
+                self.reload(tuple(self.shards))
+                return
+            if self.opening.get(tp) is assignment and tp in consumer.assignment():
+                del self.opening[tp]
+                self.shards[tp] = shard
+                # The record before the checkpoint is read once more: it shows whether this is the same log.
+                consumer.seek(tp, shard.offset if shard.verified else shard.offset - 1)
+
+    async def is_of_this_log(self, shard: Shard, first: Message) -> bool:
+        """Whether the shard may fold on from ``first``. If not it is wiped, and loaded again empty."""
+        if shard.verified or shard.is_same_log(first):
+            return True
+        logger.warning(
+            "the record before offset %s of %s is not the one that the store knows: it is another log's; rebuilding "
+            "from the log",
+            shard.offset,
+            shard.tp,
+        )
+        await self._store.wipe(shard.tp)
+        self.reload([shard.tp])
+        return False
+
+    async def save(self) -> None:
+        """Save every shard that has changed, all in one transaction.
+
+        On a conflict, shard by shard: those that another instance has moved are loaded again. A store that cannot be
+        written now is written later: the changes stay in memory, and the log knows everything.
+        """
+        changed = [(shard, advance) for shard in self.shards.values() if (advance := shard.advance()) is not None]
+        if not changed or await self._save(changed):
+            return
+        for each in changed:
+            if not await self._save([each]):
+                self.reload([each[0].tp])
+
+    async def _save(self, changed: Sequence[tuple[Shard, Advance]]) -> bool:
+        """False on a conflict. A store that cannot be written otherwise is waited for."""
+        try:
+            await self._store.save([advance for _, advance in changed])
+        except StoreConflict as conflict:
+            logger.warning("%s: what another instance has saved is loaded", conflict)
+            return False
+        except StoreError as error:
+            logger.error("cannot save, trying again with the next batch: %s", error)  # noqa: TRY400 -- no bug of ours
+            return True
+        for shard, advance in changed:
+            shard.saved(advance, resting_max=self._resting_max)
+        return True
+
+    async def _load(self, consumer: Consumer, tp: TopicPartition) -> Shard:
+        committed = await consumer.committed(tp)
+        first, end = (await self._broker.offsets([tp]))[tp]
+        checkpoint = await self._store.checkpoint(tp)
+        active = await self._store.load_active(tp) if checkpoint is not None else ()
+        if checkpoint is not None and (checkpoint.offset > end or (checkpoint.offset < first and active)):
+            logger.warning(
+                "the store has %s up to offset %s, the log has %s to %s: it is another log's; rebuilding from the log",
+                tp,
+                checkpoint.offset,
+                first,
+                end,
+            )
+            await self._store.wipe(tp)
+            checkpoint, active = None, ()
+        shard = Shard(
+            tp,
+            self._sagas[tp.topic],
+            self._contracts,
+            checkpoint=checkpoint,
+            offset=first if checkpoint is None else max(checkpoint.offset, first),
+            end=end,
+            accounted=max(committed.offset if committed is not None else 0, self._accounted.get(tp, 0)),
+            verified=_needs_no_proof(checkpoint, first),
+        )
+        shard.admit(active)
+        if checkpoint is not None:
+            shard.parked.update(await self._store.parked_sagas(tp))
+        return shard
+
+
+def _needs_no_proof(checkpoint: Checkpoint | None, first: int) -> bool:
+    """There is no checkpoint, or retention has deleted the record before it."""
+    return checkpoint is None or checkpoint.offset <= first

@@ -1,0 +1,341 @@
+"""The saga-log as a process: follows the consumer group, runs the batches, fires the timers.
+
+One task reads, folds, appends and saves. The order within a batch makes a crash harmless at any point: fold; append
+what is owed and wait until the log has it; save states and offset together; commit the group's offset. What was not
+reached is done again by the next owner, from the same records and under the same ids.
+
+The group's committed offset serves two ends: it shows the lag, and it marks what an earlier owner has counted and
+dead-lettered. Where to fold from, the store says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from typing import Any
+
+from choreo.broker.port import Broker, Committed, Consumer, Message, TopicPartition
+from choreo.broker.registry import RETENTION_MS_DEFAULT, Registry, register
+from choreo.broker.topics import saga_topic
+from choreo.clock import Clock, SystemClock
+from choreo.contract.saga import Saga
+from choreo.core import SagaState, Timer
+from choreo.errors import BrokerUnavailable, CommitRefused, ConfigurationError, StoreConflict, StoreError
+from choreo.observe.metrics import Metrics
+from choreo.saga_log.accounts import Accounts
+from choreo.saga_log.dead_letter import DeadLetters
+from choreo.saga_log.intake import Refused
+from choreo.saga_log.outbound import Outbound
+from choreo.saga_log.ownership import Ownership
+from choreo.saga_log.shard import Applied, Shard
+from choreo.store.port import Store
+
+logger = logging.getLogger("choreo.saga_log")
+
+GROUP = "choreo.saga-log"
+PARKED_RETRY_S = 5.0
+DROPPING_S = 600.0
+TIMERS_AT_ONCE = 500
+
+
+class SagaLog:
+    """Folds the log of some sagas and decides: compensations, joins, time-outs, outcomes.
+
+    Several instances with the same group share the partitions. The topics must exist.
+
+    Args:
+        store: where states are kept between runs; it is not closed here.
+        contracts: registered when it runs, and their topics are read. Other versions are taken from the registry.
+        retention_ms: of the topics: resting sagas are dropped from the store when their last record is older.
+        poll_timeout_s: how long ``stop`` may have to wait for the end of a quiet poll.
+        records_max: in one batch.
+        resting_max: sagas per partition that rest and are still kept in memory.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        store: Store,
+        contracts: Sequence[Saga],
+        *,
+        group: str = GROUP,
+        clock: Clock | None = None,
+        metrics: Metrics | None = None,
+        retention_ms: int = RETENTION_MS_DEFAULT,
+        poll_timeout_s: float = 0.5,
+        records_max: int = 500,
+        resting_max: int = 1_000,
+    ) -> None:
+        if not contracts:
+            raise ConfigurationError("the saga-log has no contracts; give it at least one, as in services.order:ORDER")
+        self._broker = broker
+        self._store = store
+        self._contracts = tuple(contracts)
+        self._sagas = {saga_topic(contract.name): contract.name for contract in contracts}
+        self._group = group
+        self._clock = clock or SystemClock()
+        self._metrics = metrics or Metrics()
+        self._retention_ms = retention_ms
+        self._poll_timeout_s = poll_timeout_s
+        self._records_max = records_max
+        self._accounts = Accounts(self._metrics, group, self._sagas.values())
+        self._registry = Registry(broker)
+        self._own = Ownership(
+            broker,
+            store,
+            self._sagas,
+            self._contract,
+            resting_max=resting_max,
+            on_dropped=lambda tp: self._metrics.drop_partition(tp.topic, tp.partition, group),
+        )
+        self._outbound: Outbound
+        self._dead_letters: DeadLetters
+        self._busy = asyncio.Lock()  # held while shards are at work; a rebalance waits for it
+        self._running = False
+        self._stopping = False
+        self._ended = asyncio.Event()
+        self._parked_retry_due_s = 0.0
+        self._dropping_due_s = 0.0
+
+    async def run(self) -> None:
+        """Work until ``stop``. Once for an object.
+
+        Raises:
+            DefinitionError: a contract differs from the one registered under its version.
+            TopicError: a topic does not exist.
+            BrokerUnavailable: no broker answers at the start; later outages are ridden out.
+            StoreError: the store cannot be read.
+        """
+        self._running = True
+        try:
+            self._registry = await register(self._broker, self._contracts)
+            producer = await self._broker.producer()
+            try:
+                self._outbound = Outbound(producer, self._clock, self._metrics)
+                self._dead_letters = DeadLetters(self._outbound, self._metrics)
+                await self._consume()
+            finally:
+                await producer.close()
+        finally:
+            self._running = False
+            self._ended.set()
+
+    async def stop(self) -> None:
+        """Finish the batch, save, leave the group, so that others take over at once. Returns when ``run`` has ended."""
+        self._stopping = True
+        if self._running:
+            await self._ended.wait()
+
+    def not_ready_because(self) -> str | None:
+        """Why this instance does not do its part; ``None`` if it does, whether it has partitions or not."""
+        if not self._running:
+            return "the saga-log is not running"
+        waiting = [str(tp) for tp in self._own.opening]
+        waiting += [f"{each.tp} at {each.offset} of {each.end}" for each in self._own.shards.values() if not each.live]
+        return f"folding the log again: {', '.join(waiting)}" if waiting else None
+
+    def states(self) -> dict[str, SagaState]:
+        """The states in memory by saga id; sagas that rest may have left it."""
+        return {saga_id: state for shard in self._own.shards.values() for saga_id, state in shard.states().items()}
+
+    def _contract(self, saga: str, version: int) -> Saga | None:
+        return self._registry.get(saga, version)
+
+    async def _consume(self) -> None:
+        consumer = await self._broker.consumer(
+            self._group, tuple(self._sagas), on_assigned=self._assigned, on_revoked=self._revoked
+        )
+        last_poll = self._metrics.last_poll.labels(self._group)
+        try:
+            while not self._stopping:
+                await self._own.open(consumer)
+                messages = await consumer.poll(timeout_s=self._pause_s(), records_max=self._records_max)
+                last_poll.set(self._clock.now_ms() / 1_000)
+                async with self._busy:
+                    try:
+                        await self._batch(consumer, messages)
+                        await self._fire_timers()
+                        await self._drop_old()
+                    except StoreConflict:  # the store was begun anew while it was read
+                        self._own.reload(tuple(self._own.shards))
+                self._show(consumer)
+            async with self._busy:
+                await self._own.save()  # only if the last save failed is there something to do
+        finally:
+            await consumer.close()
+            self._own.drop(tuple(self._own.shards))
+            self._accounts.show(())
+
+    async def _assigned(self, tps: Collection[TopicPartition]) -> None:
+        self._metrics.consumer_rebalances.labels(self._group, "assigned").inc()
+        self._own.assign(tps)
+
+    async def _revoked(self, tps: Collection[TopicPartition]) -> None:
+        self._metrics.consumer_rebalances.labels(self._group, "revoked").inc()
+        self._own.leaving.update(tps)
+        try:
+            async with self._busy:
+                await self._own.save()
+                self._own.drop(tps)
+        finally:
+            self._own.leaving.difference_update(tps)
+
+    def _pause_s(self) -> float:
+        """How long a poll may wait: until the next timer, at most."""
+        dues = [due for shard in self._own.shards.values() if (due := shard.next_due_ms()) is not None]
+        if not dues:
+            return self._poll_timeout_s
+        return min(max((min(dues) - self._clock.now_ms()) / 1_000, 0.0), self._poll_timeout_s)
+
+    def _wanted(self, tp: TopicPartition) -> Callable[[], bool]:
+        return lambda: not self._stopping and tp not in self._own.leaving
+
+    async def _batch(self, consumer: Consumer, messages: Sequence[Message]) -> None:
+        parts: dict[TopicPartition, list[Message]] = {}
+        for message in messages:
+            parts.setdefault(message.tp, []).append(message)
+        applied: list[tuple[Shard, Applied]] = []
+        for tp, part in parts.items():
+            shard = self._own.shards.get(tp)  # none where a rebalance took it, or has just given it: then it is sought
+            if shard is not None and await self._own.is_of_this_log(shard, part[0]):
+                applied.append((shard, await self._apply(shard, part)))
+        applied += await self._retry_parked()
+        worked = {shard.tp: shard for shard, _ in applied}
+        for shard in self._own.shards.values():
+            self._go_live(consumer, shard, worked)
+        letters = [(shard, *letter) for shard, each in applied for letter in each.refused]
+        if await self._append(letters):
+            for shard in worked.values():
+                self._own.account(shard)
+        await self._own.save()
+        await self._commit(consumer, worked)
+
+    async def _apply(self, shard: Shard, messages: Sequence[Message]) -> Applied:
+        await self._admit(shard, messages)
+        self._accounts.polled(shard.tp, len(messages), muted=not shard.live)
+        applied = shard.apply(messages)
+        self._accounts.folded(shard.saga, (seen for seen in applied.seen if seen.entry.offset >= shard.accounted))
+        fresh = [(message, why) for message, why in applied.refused if message.offset >= shard.accounted]
+        if any(why is not None for _, why in applied.parked):
+            self._parked_retry_due_s = 0.0  # the contract may have been published just before the record
+            self._accounts.parked(shard, applied)
+        return applied._replace(refused=fresh)
+
+    async def _admit(self, shard: Shard, messages: Sequence[Message]) -> None:
+        if missing := shard.missing(messages):
+            shard.admit((await self._store.load(shard.tp, missing)).values())
+
+    async def _retry_parked(self) -> list[tuple[Shard, Applied]]:
+        """Fold what waited for a contract that is registered by now (rule 18)."""
+        waiting = [shard for shard in self._own.shards.values() if shard.parked]
+        if not waiting:
+            return []
+        if self._clock.monotonic() >= self._parked_retry_due_s:
+            self._parked_retry_due_s = self._clock.monotonic() + PARKED_RETRY_S
+            try:
+                await self._registry.refresh()
+            except BrokerUnavailable as error:
+                logger.warning("cannot look for contracts now: %s", error)
+        known = len(self._registry.contracts)
+        found = []
+        for shard in waiting:
+            if shard.contracts_tried == known:
+                continue
+            shard.contracts_tried = known
+            for saga_id in sorted(shard.parked):
+                messages = await self._store.load_parked(shard.tp, saga_id)
+                await self._admit(shard, messages)
+                applied = shard.release(saga_id, messages)
+                self._accounts.folded(shard.saga, applied.seen)
+                found.append((shard, applied))
+        return found
+
+    def _go_live(self, consumer: Consumer, shard: Shard, worked: Collection[TopicPartition]) -> None:
+        if shard.live:
+            return
+        if shard.tp not in worked and consumer.lag(shard.tp) == 0:
+            shard.verified = True  # nothing came, and nothing will: what is missing to the end are holes of the log
+        elif not shard.verified or shard.offset < shard.end:
+            return
+        shard.live = True
+        self._accounts.caught_up(shard)
+
+    async def _append(self, letters: Sequence[tuple[Shard, Message, Refused]]) -> bool:
+        """Append what is owed and what is refused, sagas side by side. False if a letter had to be left."""
+        works = [
+            self._dead_letters.put(shard.saga, message, why, self._wanted(shard.tp)) for shard, message, why in letters
+        ]
+        works += [
+            self._outbound.decisions(unsent, self._wanted(shard.tp))
+            for shard in self._own.shards.values()
+            if shard.live
+            for unsent in shard.unsent()
+        ]
+        written = await _side_by_side(works)
+        return all(written[: len(letters)])
+
+    async def _commit(self, consumer: Consumer, worked: dict[TopicPartition, Shard]) -> None:
+        # A rebuild is behind what an earlier owner has committed: that mark must not move back.
+        places = {
+            tp: Committed(shard.offset)
+            for tp, shard in worked.items()
+            if self._own.shards.get(tp) is shard and shard.accounted == shard.offset
+        }
+        if places:
+            try:
+                await consumer.commit(places)
+            except (CommitRefused, BrokerUnavailable) as error:
+                logger.info("the group's offsets are committed with a later batch: %s", error)
+
+    async def _fire_timers(self) -> None:
+        now_ms = self._clock.now_ms()
+        await _side_by_side(
+            [
+                self._fire(shard, state, timers, now_ms)
+                for shard in self._own.shards.values()
+                if shard.live
+                for state, timers in shard.due(now_ms, TIMERS_AT_ONCE)
+            ]
+        )
+
+    async def _fire(self, shard: Shard, state: SagaState, timers: Sequence[Timer], now_ms: int) -> bool:
+        for timer in timers:
+            appended = await self._outbound.timer(state, timer.record, self._wanted(shard.tp))
+            if appended is None:
+                shard.postpone(state.saga_id, now_ms)
+                return False
+            self._metrics.timers_fired.labels(shard.saga).inc()
+            shard.timers.fired(state.saga_id, now_ms, appended.offset)
+        return True
+
+    async def _drop_old(self) -> None:
+        if self._clock.monotonic() < self._dropping_due_s:
+            return
+        try:
+            dropped = await self._store.drop_resting(self._clock.now_ms() - self._retention_ms)
+        except StoreConflict:
+            raise
+        except StoreError as error:
+            logger.warning("cannot drop old sagas from the store now: %s", error)
+            dropped = 0
+        if not dropped:  # otherwise there may be more, for the next turn
+            self._dropping_due_s = self._clock.monotonic() + DROPPING_S
+
+    def _show(self, consumer: Consumer) -> None:
+        self._accounts.show(self._own.shards.values())
+        for tp in self._own.shards:
+            if (lag := consumer.lag(tp)) is not None:
+                self._metrics.consumer_lag.labels(tp.topic, str(tp.partition), self._group).set(lag)
+
+
+async def _side_by_side(works: Sequence[Coroutine[Any, Any, bool]]) -> list[bool]:
+    """Run all of them to their end; the first error ends the others and is raised."""
+    if not works:
+        return []
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

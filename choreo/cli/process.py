@@ -51,6 +51,7 @@ async def work_until_signal(
     """
     stopping: set[asyncio.Task[None]] = set()
     loop = asyncio.get_running_loop()
+    metrics.show_build(loop=type(loop).__module__.partition(".")[0])
 
     def on_signal() -> None:
         for name in (signal.SIGTERM, signal.SIGINT):

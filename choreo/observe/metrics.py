@@ -132,7 +132,8 @@ class Metrics:
             self.sagas_finished.labels(saga, outcome)
         for phase in get_args(Phase):
             self.sagas_in_progress.labels(saga, phase)
-        self.compensate_commands.labels(saga)
+        for counter in (self.compensate_commands, self.repairs, self.events_duplicate, self.timers_fired):
+            counter.labels(saga)
 
     def init_step(self, saga: str, step: str) -> None:
         """Show zeros for a step that this process runs."""

@@ -88,10 +88,10 @@ class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         partitions: fixed for the life of the topic: growing it would move sagas between partitions.
-        retention_ms: how long records are kept; ``None`` for ever.
+        retention_ms: how long records are kept at least; ``None`` for ever. A topic that exists may keep them longer.
         compacted: keep the last record of each key (contracts); otherwise records are deleted by age alone.
         replication_factor: ``None`` takes the cluster's default.
-        message_bytes_max: the largest record the topic takes.
+        message_bytes_max: the size of records that the topic takes in any case.
     """
 
     name: str

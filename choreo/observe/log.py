@@ -39,6 +39,11 @@ def about(**fields: object) -> Iterator[None]:
         _about.reset(token)
 
 
+def about_from_here(**fields: object) -> None:
+    """Add fields to every line that this task writes from now on: ``about`` for a task that has one subject."""
+    _about.set({**_about.get({}), **fields})
+
+
 def set_up_logging(level: str = "INFO", log_format: LogFormat = "console", stream: TextIO | None = None) -> None:
     """Send the log of the whole process to ``stream`` (standard error by default), in place of earlier handlers.
 
@@ -52,6 +57,8 @@ def set_up_logging(level: str = "INFO", log_format: LogFormat = "console", strea
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
+    # The Kafka client writes dozens of errors a second in an outage. What they mean for us, the adapter logs itself.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 def escape(text: str) -> str:

@@ -479,3 +479,11 @@ async def test_a_closed_producer_sends_nothing(broker: Broker, topic: str) -> No
         await producer.send(topic, key="k", value=b"v")
     tps = all_of(topic)
     assert {end for _, end in (await broker.offsets(tps)).values()} == {0}
+
+
+async def test_a_topic_may_keep_records_longer_than_is_needed(broker: Broker) -> None:
+    name = unique("keeps-long")
+    await broker.ensure_topics([TopicSpec(name=name, partitions=1, retention_ms=2 * 86_400_000)])
+    await broker.ensure_topics([TopicSpec(name=name, partitions=1, retention_ms=86_400_000)])
+    with pytest.raises(TopicError, match=name):
+        await broker.ensure_topics([TopicSpec(name=name, partitions=1, retention_ms=3 * 86_400_000)])

@@ -48,16 +48,20 @@ def differences(found: TopicSpec, wanted: TopicSpec) -> list[str]:
             f"{wanted.name} {'is' if found.compacted else 'is not'} compacted, but "
             f"{'should be' if wanted.compacted else 'should not be'}. Another program uses this name: begin a new log"
         )
-    if found.retention_ms != wanted.retention_ms:
+    if _keeps_less(found.retention_ms, wanted.retention_ms):
         problems.append(
-            f"{wanted.name} keeps records {_retention(found.retention_ms)}, {_retention(wanted.retention_ms)} wanted. "
-            "Give all services of the saga the same retention"
+            f"{wanted.name} keeps records {_retention(found.retention_ms)}, at least {_retention(wanted.retention_ms)} "
+            "is needed. Create the topics with the longest retention that a service of the saga asks for"
         )
     return problems
 
 
 def _count(partitions: int) -> str:
     return "1 partition" if partitions == 1 else f"{partitions} partitions"
+
+
+def _keeps_less(found_ms: int | None, wanted_ms: int | None) -> bool:
+    return found_ms is not None and (wanted_ms is None or found_ms < wanted_ms)
 
 
 def _retention(retention_ms: int | None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from choreo.broker.port import TopicSpec
 
 RETENTION_FOR_EVER = "-1"
+AT_LEAST = frozenset({"retention.ms", "max.message.bytes"})  # settings of which more does no harm
 
 
 def config_of(spec: TopicSpec) -> dict[str, str]:
@@ -44,9 +45,16 @@ def differences(spec: TopicSpec, partitions: int, replication_factor: int, confi
         )
     for name, wanted in config_of(spec).items():
         actual = config.get(name, "unset")
-        if actual != wanted:
+        if actual != wanted and not (name in AT_LEAST and _is_more(actual, wanted)):
             found.append(
                 f"topic {spec.name!r} has {name}={actual} instead of {wanted}. Change it with kafka-configs.sh --alter "
                 f"--entity-type topics --entity-name {spec.name} --add-config {name}={wanted}"
             )
     return found
+
+
+def _is_more(actual: str, wanted: str) -> bool:
+    """Whether a limit is wider than it has to be; -1 is none at all."""
+    if not actual.lstrip("-").isdigit() or wanted == RETENTION_FOR_EVER:
+        return False
+    return actual == RETENTION_FOR_EVER or int(actual) >= int(wanted)

@@ -1,0 +1,92 @@
+"""Which small sagas are explored, and what may happen to each: a test run's worth, and many times that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from choreo.contract.policy import CompensateOnFailure
+from choreo.contract.saga import Saga
+from tests.unit.core.folding import LINEAR, PARALLEL, PARALLEL_CHAIN, contract_of
+from tests.unit.core.world import Budget, Habits
+
+GRAPHS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "a-b-c": LINEAR,
+    "a-[b,c]-d": PARALLEL,
+    "a-[b,c-e]-d": PARALLEL_CHAIN,
+}
+
+INBOX = Habits()
+
+NO_INBOX = Habits(inbox=False, replicas=False)
+"""Without an inbox the order is only promised where no two replicas take the same trigger at once."""
+
+
+class Case(NamedTuple):
+    """A small saga, what may happen to it, and how its workers behave."""
+
+    graph: str
+    budget: Budget
+    habits: Habits = INBOX
+    bare: tuple[str, ...] = ()
+    policy: CompensateOnFailure = "if_unknown"
+
+    @property
+    def contract(self) -> Saga:
+        return contract_of(GRAPHS[self.graph], bare=self.bare, policy=self.policy)
+
+    def __str__(self) -> str:
+        parts = [self.graph, *(f"{name}={count}" for name, count in self.budget._asdict().items() if count)]
+        if not self.habits.inbox:
+            parts.append("no inbox")
+        if self.policy != "if_unknown":
+            parts.append(f"compensate_on_failure={self.policy}")
+        if self.bare:
+            parts.append(f"without compensation: {', '.join(self.bare)}")
+        return " ".join(parts)
+
+
+CASES = (
+    Case("a-b-c", Budget(crash=1, failure=1, timeout=1)),
+    Case("a-b-c", Budget(crash=2, failure=1)),
+    Case("a-b-c", Budget(failure=1, timeout=1, cancel=2, retry=1)),
+    Case("a-b-c", Budget(failure=2, retry=2, continues=2)),
+    Case("a-b-c", Budget(failure=2, retry=1, undo_failure=1, act=1)),
+    Case("a-b-c", Budget(crash=1, failure=1, undo_failure=1, act=1)),
+    Case("a-b-c", Budget(failure=1, retry=1, takeover=1)),
+    Case("a-b-c", Budget(failure=1, second_start=1, cancel=1)),
+    Case("a-[b,c]-d", Budget(failure=1, timeout=1, cancel=1)),
+    Case("a-[b,c]-d", Budget(failure=2, retry=1, continues=2)),
+    Case("a-[b,c]-d", Budget(failure=1, undo_failure=1, act=1)),
+    Case("a-[b,c]-d", Budget(failure=1, timeout=1, retry=1), policy="always"),
+    Case("a-[b,c]-d", Budget(crash=1, failure=1), bare=("b",)),
+    Case("a-[b,c-e]-d", Budget(failure=1, timeout=1, continues=1)),
+    Case("a-[b,c-e]-d", Budget(failure=2, retry=1)),
+    Case("a-b-c", Budget(crash=1, failure=1, timeout=1), NO_INBOX),
+    Case("a-b-c", Budget(crash=2, failure=1), NO_INBOX),
+    Case("a-[b,c]-d", Budget(crash=1, failure=1), NO_INBOX),
+)
+
+LARGE = (
+    Case("a-b-c", Budget(crash=1, failure=1, timeout=1, takeover=1)),
+    Case("a-b-c", Budget(crash=2, failure=1, takeover=1)),
+    Case("a-b-c", Budget(crash=2, failure=2, timeout=1)),
+    Case("a-b-c", Budget(failure=1, timeout=1, cancel=1, retry=1, continues=1, takeover=1, undo_failure=1)),
+    Case("a-b-c", Budget(crash=1, failure=1, cancel=1, retry=1, takeover=1, undo_failure=1)),
+    Case("a-b-c", Budget(crash=1, failure=1, takeover=1, undo_failure=1, second_start=1)),
+    Case("a-b-c", Budget(crash=1, failure=1, timeout=1, retry=1, undo_failure=1, act=1)),
+    Case("a-[b,c]-d", Budget(failure=1, timeout=1, cancel=1, retry=1, continues=1, takeover=1)),
+    Case("a-[b,c]-d", Budget(failure=2, timeout=1, retry=1, continues=1, undo_failure=1)),
+    Case("a-[b,c]-d", Budget(crash=1, failure=1, timeout=1, takeover=1)),
+    Case("a-[b,c]-d", Budget(failure=1, cancel=1, takeover=1, second_start=1)),
+    Case("a-[b,c]-d", Budget(crash=1, failure=2, retry=1, continues=2)),
+    Case("a-[b,c]-d", Budget(crash=1, failure=1, timeout=1), policy="always"),
+    Case("a-[b,c]-d", Budget(crash=1, failure=2, timeout=1), bare=("b",)),
+    Case("a-[b,c-e]-d", Budget(crash=1, failure=1, timeout=1)),
+    Case("a-[b,c-e]-d", Budget(failure=1, timeout=1, cancel=1, continues=1)),
+    Case("a-[b,c-e]-d", Budget(failure=2, retry=1, continues=1, undo_failure=1)),
+    Case("a-[b,c-e]-d", Budget(failure=2, timeout=1, retry=2, continues=1)),
+    Case("a-b-c", Budget(crash=1, failure=1, timeout=1, takeover=1), NO_INBOX),
+    Case("a-b-c", Budget(crash=1, failure=1, timeout=1, retry=1, undo_failure=1), NO_INBOX),
+    Case("a-[b,c]-d", Budget(crash=1, failure=1, timeout=1), NO_INBOX),
+)

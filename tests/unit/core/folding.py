@@ -1,0 +1,284 @@
+"""The production fold as a table: states are interned, and each (state, event) pair is folded once.
+
+A world takes every order of events, so it comes to the same few thousand saga states by very many ways. Here a state
+is a number and an event a small tuple; the record behind the tuple is built, and folded, only the first time. Times and
+offsets are normalised: what a due means is chosen by the append time of the one record that is early or late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from choreo.contract.saga import Saga, Step
+from choreo.core import Decision, Entry, Instance, SagaState, fold, record_of
+from choreo.core.survey import Survey
+from choreo.messages.records import (
+    AnyRecord,
+    CancelRequested,
+    CompensationFailed,
+    Failure,
+    OperatorActed,
+    RoundStarted,
+    SagaStarted,
+    StepCompensated,
+    StepCompleted,
+    StepFailed,
+)
+
+Event = tuple[Any, ...]
+Key = tuple[str, int]
+
+START, OTHER_START = "a" * 16, "b" * 16
+NOW_MS = 1_000_000
+STEP_DEADLINE_MS = 60_000
+GRACE_MS = 5_000
+DUE_MS = NOW_MS + STEP_DEADLINE_MS
+UNDO_DUE_MS = NOW_MS + 900_000
+RETRY_LIMIT = 100
+
+LINEAR = {"a": (), "b": ("a",), "c": ("b",)}
+PARALLEL = {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c")}
+PARALLEL_CHAIN = {"a": (), "b": ("a",), "c": ("a",), "e": ("c",), "d": ("b", "e")}
+
+
+def contract_of(graph: Mapping[str, tuple[str, ...]], *, bare: Iterable[str] = (), policy: Any = "if_unknown") -> Saga:
+    """A saga with these steps; those in ``bare`` have no compensation."""
+    return Saga(
+        "world",
+        *(
+            Step(
+                name,
+                compensation=None if name in bare else f"undo_{name}",
+                after=needs,
+                deadline=STEP_DEADLINE_MS / 1_000,
+                compensation_deadline="15m",
+            )
+            for name, needs in graph.items()
+        ),
+        compensate_on_failure=policy,
+    )
+
+
+class View(NamedTuple):
+    """What the world has to know of a saga's state."""
+
+    outcome: str
+    round_ready: int
+    in_flight: tuple[Key, ...]
+    awaiting: tuple[tuple[str, int, int], ...]
+    stuck: tuple[tuple[str, int, int], ...]
+    uncompensated: tuple[Key, ...]
+    standing: frozenset[Key]
+    substituted: frozenset[Key]
+    settled: bool
+
+
+class Folded(NamedTuple):
+    """What an event leads to: the next state's number, what it made the saga-log owe, and what is wrong with it."""
+
+    state: int
+    owed: tuple[Event, ...]
+    note: str | None
+    wrong: tuple[str, ...]
+
+
+class Folding:
+    """All states that a saga of this contract has been in."""
+
+    def __init__(self, contract: Saga) -> None:
+        self.contract = contract
+        self.states: list[SagaState] = []
+        self.views: list[View] = []
+        self._numbers: dict[bytes, int] = {}
+        self._folded: dict[tuple[int, Event], Folded] = {}
+        self.first = self._intern(SagaState(saga_id="s"))
+
+    def fold(self, number: int, event: Event) -> Folded:
+        known = self._folded.get((number, event))
+        if known is None:
+            known = self._folded[number, event] = self._fold(number, event)
+        return known
+
+    def entry(self, state: SagaState, event: Event, offset: int = 0) -> Entry:
+        """The record that the event stands for, where it is appended to a log in this state."""
+        record, at_ms = record_for(self.contract, state, event)
+        return Entry(record, offset, at_ms)
+
+    def _fold(self, number: int, event: Event) -> Folded:
+        before = self.states[number]
+        after, owed, note = fold(self.contract, before, self.entry(before, event))
+        wrong = tuple(wrongs(self.contract, before, after, owed, note))
+        return Folded(self._intern(after), tuple(decision_event(one) for one in owed), note, wrong)
+
+    def _intern(self, state: SagaState) -> int:
+        state = normal(state)
+        frozen = msgspec.msgpack.encode(state)
+        number = self._numbers.get(frozen)
+        if number is None:
+            number = self._numbers[frozen] = len(self.states)
+            self.states.append(state)
+            self.views.append(view_of(state))
+        return number
+
+
+def normal(state: SagaState) -> SagaState:
+    """The state without what only tells by which way it was reached."""
+    return msgspec.structs.replace(
+        state,
+        offset=-1,
+        updated_ms=0,
+        finished_ms=min(state.finished_ms, 1),
+        failing_since_ms=NOW_MS if state.failing else 0,
+        retry_at_ms=None if state.retry_at_ms is None else NOW_MS,
+        standing=dict(sorted(state.standing.items())),
+        instances={
+            key: msgspec.structs.replace(instance, runs=tuple(sorted(instance.runs)))
+            for key, instance in sorted(state.instances.items())
+        },
+        failures=state.failures[:1] + tuple(sorted(state.failures[1:], key=lambda failure: failure[:2])),
+        undone=(),
+        outcome=None if state.outcome is None else msgspec.structs.replace(state.outcome, compensations=()),
+    )
+
+
+def view_of(state: SagaState) -> View:
+    instances = sorted(state.instances.items())
+    return View(
+        outcome="" if state.outcome is None else state.outcome.kind,
+        round_ready=state.round + 1 if state.round_ready else 0,
+        in_flight=tuple(key for key, i in instances if i.in_flight),
+        awaiting=tuple((*key, i.generation) for key, i in instances if i.awaits_answer and i.compensation_due_ms),
+        stuck=tuple((*key, i.generation) for key, i in instances if i.stuck),
+        uncompensated=tuple(Survey(state).uncompensated),
+        standing=frozenset(state.standing.items()),
+        substituted=frozenset(key for key, i in instances if i.offer),
+        settled=state.is_settled,
+    )
+
+
+def wrongs(
+    contract: Saga, before: SagaState, after: SagaState, owed: tuple[Decision, ...], note: str | None
+) -> Iterable[str]:
+    """What no transition of a saga may ever show, whatever the workers did."""
+    if note == "not_decided":
+        yield "D1 a record that no prefix implies"
+    if len(set(after.owed)) < len(after.owed):
+        yield "D2 a decision is owed twice"
+    if before.outcome is not None and after.outcome != before.outcome:
+        yield "H1 the outcome changed"
+    if after.round > before.round and any(i.awaits_answer or i.stuck for i in after.instances.values()):
+        yield "R1 a round starts before every compensation is answered"
+    commanded = [(one.step, one.round) for one in owed if one.kind == "compensate"]
+    if after.outcome is not None:
+        yield from wrong_after_the_outcome(contract, after, commanded)
+    elif not after.failing:
+        for step in after.standing:
+            if any(other not in after.standing for other in contract.graph.before[step]):
+                yield f"S1 {step!r} stands although something that it builds on does not"
+    elif any(key[1] == after.round for key in commanded):
+        yield from out_of_turn(contract, after, commanded)
+
+
+def wrong_after_the_outcome(contract: Saga, state: SagaState, commanded: list[Key]) -> Iterable[str]:
+    if state.outcome is not None and state.outcome.kind == "completed":
+        for key in commanded:
+            if state.standing.get(key[0]) == key[1] and state.instances[key].offer != "taken":
+                yield f"C1 {key} is compensated although it stands in a completed saga"
+    if state.is_settled:
+        left = [key for key in Survey(state).uncompensated if contract[key[0]].compensation]
+        if left:
+            yield f"C2 nothing is under way to undo {left}"
+
+
+def out_of_turn(contract: Saga, state: SagaState, commanded: list[Key]) -> Iterable[str]:
+    """The failed steps' own compensations come first and alone, where nothing uncompensated builds on them."""
+    current = {step: i for (step, saga_round), i in state.instances.items() if saga_round == state.round}
+    left = {key[0] for key in Survey(state).uncompensated}
+    for step, instance in current.items():
+        first_time = (instance.awaits_answer and instance.generation == 1) or (
+            instance.may_stand and instance.generation == 0
+        )
+        if instance.first in ("failed", "unknown", "timed_out", "late") and not instance.completed and first_time:
+            for key in commanded:
+                other = current.get(key[0], Instance())
+                completed = key[1] == state.round and other.first == "completed"
+                if completed and not contract.graph.descendants[step] & left:
+                    yield f"O1 {key} is compensated before the failed step {step!r} has been"
+
+
+def decision_event(decision: Decision) -> Event:
+    return ("decided", decision.kind, decision.step, decision.round, decision.generation, decision.reference)
+
+
+def record_for(contract: Saga, state: SagaState, event: Event) -> tuple[AnyRecord, int]:  # noqa: C901 - one case a kind
+    """The record of an event, and its append time."""
+    common: dict[str, Any] = {"saga": contract.name, "version": contract.version, "saga_id": "s", "start": START}
+    match event:
+        case ("decided", kind, step, saga_round, generation, reference):
+            return record_of(contract, state, Decision(kind, step, saga_round, generation, reference)), NOW_MS
+        case ("started", start, request):
+            return (
+                SagaStarted(
+                    **{**common, "start": start},
+                    contract_hash=contract.content_hash,
+                    request=request,
+                    saga_deadline_ms=contract.deadline_ms,
+                    input=msgspec.Raw(b"1" if start == START else b"2"),
+                ),
+                NOW_MS,
+            )
+        case ("cancelled", request):
+            return CancelRequested(**common, request=request), NOW_MS
+        case ("round", saga_round):
+            return RoundStarted(**common, round=saga_round), NOW_MS
+    kind, step, fold_round = event[:3]
+    common["start"], common["round"] = state.wire_round(fold_round)
+    common["step"] = step
+    match kind, event[3:]:
+        case "completed", (late, run):
+            record: AnyRecord = StepCompleted(
+                **common,
+                run=f"run-{run}",
+                due_ms=DUE_MS,
+                saga_due_ms=NOW_MS + contract.deadline_ms,
+                input=msgspec.Raw(b"1"),
+                effects={},
+                effect=msgspec.Raw(f'"{step}{fold_round}"'.encode()),
+            )
+            return record, DUE_MS + 1 if late else NOW_MS
+        case "failed", (known, run):
+            return StepFailed(**common, failure=FAILURES[known], effect=known, run=f"run-{run}"), NOW_MS
+        case "timed_out", ():
+            return StepFailed(**common, failure=TIMED_OUT), DUE_MS + GRACE_MS + 1
+        case "undone", (generation, verdict, undone):
+            return (
+                StepCompensated(
+                    **common,
+                    generation=generation,
+                    run="run",
+                    undone=undone,
+                    verdict=verdict,
+                    retry_limit=RETRY_LIMIT if verdict == "retry" else 0,
+                    effect=msgspec.Raw(b'"substitute"') if verdict == "continue" else msgspec.UNSET,
+                ),
+                NOW_MS,
+            )
+        case "undo_failed", (generation,):
+            return CompensationFailed(**common, generation=generation, failure=CRASHED, run="run"), NOW_MS
+        case "undo_timed_out", (generation,):
+            record = CompensationFailed(**common, generation=generation, failure=TIMED_OUT)
+            return record, UNDO_DUE_MS + GRACE_MS + 1
+        case "acted", (generation, act):
+            return (
+                OperatorActed(**common, act=act, generation=generation, request="act", operator="o", reason="r"),
+                NOW_MS,
+            )
+    raise AssertionError(f"no record for {event}")
+
+
+CRASHED = Failure(kind="crashed", message="crashed")
+TIMED_OUT = Failure(kind="timed_out", code="deadline")
+FAILURES = {"none": Failure(kind="rejected", code="no"), "unknown": CRASHED}

@@ -16,6 +16,7 @@ from choreo.core import SagaState
 from choreo.messages.records import StepRecord
 from choreo.observe.log import trace_id_of
 from choreo.observe.metrics import Metrics
+from choreo.saga_log.intake import Unheld
 from choreo.saga_log.shard import IN_PROGRESS, Applied, Seen, Shard
 
 logger = logging.getLogger("choreo.saga_log")
@@ -33,6 +34,7 @@ class Accounts:
         self._metrics = metrics
         self._group = group
         self._sagas = frozenset(sagas)
+        self._unheld_said: set[Unheld] = set()
         for saga in self._sagas:
             metrics.init_saga(saga)
 
@@ -48,11 +50,12 @@ class Accounts:
             self._count(saga, each)
 
     def parked(self, shard: Shard, applied: Applied) -> None:
-        """Records have to wait for a contract; said once for each saga."""
+        """Records have to wait for a contract; said once for each contract."""
         for message, why in applied.parked:
-            if why is not None:
+            if why is not None and why not in self._unheld_said:
+                self._unheld_said.add(why)
                 logger.error(
-                    "%s offset %s has to wait, and what follows of its saga: it needs %s",
+                    "%s offset %s has to wait, as will every saga that needs the same: it needs %s",
                     message.tp,
                     message.offset,
                     why,
@@ -67,7 +70,7 @@ class Accounts:
                 number = sum(shard.phases[phase] for shard in mine)
                 self._metrics.sagas_in_progress.labels(saga, phase.value).set(number)
             self._metrics.timers_pending.labels(saga).set(sum(len(shard.timers) for shard in mine))
-            self._metrics.records_parked.labels(saga).set(sum(len(shard.parked) for shard in mine))
+            self._metrics.records_parked.labels(saga).set(sum(shard.parked.total() for shard in mine))
             starts = [start for shard in mine if (start := shard.oldest_start_ms()) is not None]
             if starts:
                 self._metrics.saga_oldest_in_progress.labels(saga).set(min(starts) / 1_000)

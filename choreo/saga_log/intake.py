@@ -12,7 +12,7 @@ from choreo.broker.port import Message
 from choreo.contract.saga import Saga
 from choreo.core import Entry, SagaState
 from choreo.errors import Undecodable
-from choreo.messages.codec import content_type_of, decode, traceparent_of
+from choreo.messages.codec import content_type_of, decode
 from choreo.messages.records import RULES, AnyRecord, SagaStarted
 
 if TYPE_CHECKING:  # what clients read the log with does without Prometheus
@@ -66,7 +66,7 @@ def read_entry(message: Message, saga: str) -> Entry | Refused:
         message.offset,
         message.timestamp_ms,
         content_type_of(message.headers),
-        traceparent_of(message.headers),
+        message.header("traceparent"),
     )
 
 

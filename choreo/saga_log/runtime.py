@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from choreo.broker.port import Broker, Committed, Consumer, Message, TopicPartition
@@ -37,6 +38,7 @@ GROUP = "choreo.saga-log"
 PARKED_RETRY_S = 5.0
 DROPPING_S = 600.0
 TIMERS_AT_ONCE = 500
+APPENDS_AT_ONCE = 1_000  # after a long outage everything may be owed at once
 
 
 class SagaLog:
@@ -264,10 +266,11 @@ class SagaLog:
     async def _append(self, letters: Sequence[tuple[Shard, Message, Refused]]) -> bool:
         """Append what is owed and what is refused, sagas side by side. False if a letter had to be left."""
         works = [
-            self._dead_letters.put(shard.saga, message, why, self._wanted(shard.tp)) for shard, message, why in letters
+            partial(self._dead_letters.put, shard.saga, message, why, self._wanted(shard.tp))
+            for shard, message, why in letters
         ]
         works += [
-            self._outbound.decisions(unsent, self._wanted(shard.tp))
+            partial(self._outbound.decisions, unsent, self._wanted(shard.tp))
             for shard in self._own.shards.values()
             if shard.live
             for unsent in shard.unsent()
@@ -292,7 +295,7 @@ class SagaLog:
         now_ms = self._clock.now_ms()
         await _side_by_side(
             [
-                self._fire(shard, state, timers, now_ms)
+                partial(self._fire, shard, state, timers, now_ms)
                 for shard in self._own.shards.values()
                 if shard.live
                 for state, timers in shard.due(now_ms, TIMERS_AT_ONCE)
@@ -329,13 +332,16 @@ class SagaLog:
                 self._metrics.consumer_lag.labels(tp.topic, str(tp.partition), self._group).set(lag)
 
 
-async def _side_by_side(works: Sequence[Coroutine[Any, Any, bool]]) -> list[bool]:
-    """Run all of them to their end; the first error ends the others and is raised."""
-    if not works:
-        return []
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in works]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
+async def _side_by_side(works: Sequence[Callable[[], Coroutine[Any, Any, bool]]]) -> list[bool]:
+    """Run all of them to their end, some at a time; the first error ends the others and is raised."""
+    results: list[bool] = []
+    for first in range(0, len(works), APPENDS_AT_ONCE):
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(work(), name="saga-log/append") for work in works[first : first + APPENDS_AT_ONCE]
+                ]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        results += [task.result() for task in tasks]
+    return results

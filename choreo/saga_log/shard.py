@@ -45,7 +45,7 @@ class Applied(NamedTuple):
 
     Attributes:
         refused: what belongs into the dead letters.
-        parked: what waits for a contract (rule 18); kept by the shard until it is saved.
+        parked: what waits for a contract (rule 18), and for which; ``None`` behind an earlier record of the saga.
     """
 
     seen: list[Seen]
@@ -70,7 +70,7 @@ class Shard:
         accounted: records before this were counted and, if unreadable, dead-lettered by an earlier owner.
         live: no longer muted.
         verified: the log is known to be the one that the checkpoint was taken from.
-        parked: sagas whose records wait for a contract.
+        parked: sagas whose records wait for a contract, and how many wait.
         contracts_tried: how many contracts were registered when these were last tried.
         phases: how many sagas are in each of the phases of ``IN_PROGRESS``.
     """
@@ -94,7 +94,7 @@ class Shard:
         self.accounted = accounted
         self.verified = verified
         self.live = False
-        self.parked: set[str] = set()
+        self.parked: Counter[str] = Counter()
         self.contracts_tried = 0
         self.phases: Counter[Phase] = Counter()
         self.timers = Timers()
@@ -110,6 +110,7 @@ class Shard:
         self._sent: dict[str, frozenset[Decision]] = {}
         self._parked_unsaved: list[Message] = []
         self._released: set[str] = set()
+        self._phase_counted: dict[str, Phase] = {}
         self._starts: list[tuple[int, str]] = []  # heap of starts of sagas in progress, with entries left behind
 
     # Reading
@@ -148,7 +149,7 @@ class Shard:
         applied = Applied([], [], [])
         unsaved = [message for message in self._parked_unsaved if message.key == saga_id.encode()]
         self._parked_unsaved = [message for message in self._parked_unsaved if message.key != saga_id.encode()]
-        self.parked.discard(saga_id)
+        del self.parked[saga_id]
         self._released.add(saga_id)
         for message in (*messages, *unsaved):
             self._take(message, applied)
@@ -254,15 +255,14 @@ class Shard:
             applied.refused.append((message, entry))
             return
         saga_id = entry.record.saga_id
-        if saga_id in self.parked:  # what comes after a parked record waits behind it
-            self._park(message, None, applied)
+        if saga_id in self.parked:
+            self._park(message, None, applied)  # it waits behind the first one
             return
         before = self._state(saga_id)
         contract = contract_of(self._contracts, before, entry.record)
         if isinstance(contract, Refused):
             applied.refused.append((message, contract))
         elif isinstance(contract, Unheld):
-            self.parked.add(saga_id)
             self._park(message, contract, applied)
         else:
             folded = fold(contract, before, entry)
@@ -271,6 +271,8 @@ class Shard:
             applied.seen.append(Seen(entry, before, folded))
 
     def _park(self, message: Message, why: Unheld | None, applied: Applied) -> None:
+        assert message.key is not None, "what was decoded has a key"
+        self.parked[message.key.decode()] += 1
         self._parked_unsaved.append(message)
         applied.parked.append((message, why))
 
@@ -304,12 +306,19 @@ class Shard:
         self._count(before, state)
 
     def _count(self, before: SagaState, state: SagaState) -> None:
-        if before.started and before.phase in IN_PROGRESS:
-            self.phases[before.phase] -= 1
-        if state.started and state.phase in IN_PROGRESS:
-            self.phases[state.phase] += 1
+        phase = state.phase if state.started else None
+        if phase not in IN_PROGRESS:
+            phase = None
+        counted = self._phase_counted.pop(state.saga_id, None)
+        if phase is not None:
+            self._phase_counted[state.saga_id] = phase
             if not before.started:
                 heappush(self._starts, (state.started_ms, state.saga_id))
+        if phase is not counted:
+            if counted is not None:
+                self.phases[counted] -= 1
+            if phase is not None:
+                self.phases[phase] += 1
 
     def _set_timers(self) -> None:
         untimed, self._untimed = self._untimed, set()

@@ -35,8 +35,8 @@ class MemoryStore:
         rows = self._rows
         return {each: state_of(rows[tp.topic, each].blob) for each in saga_ids if (tp.topic, each) in rows}
 
-    async def parked_sagas(self, tp: TopicPartition) -> frozenset[str]:
-        return frozenset(self._parked.get(tp, ()))
+    async def parked_sagas(self, tp: TopicPartition) -> Mapping[str, int]:
+        return {saga_id: len(messages) for saga_id, messages in self._parked.get(tp, {}).items()}
 
     async def load_parked(self, tp: TopicPartition, saga_id: str) -> Sequence[Message]:
         return tuple(self._parked.get(tp, {}).get(saga_id, ()))

@@ -111,8 +111,8 @@ class Store(Protocol):
         """The states of these sagas of the partition, as far as there are any."""
         ...
 
-    async def parked_sagas(self, tp: TopicPartition) -> frozenset[str]:
-        """The sagas of the partition that have parked records."""
+    async def parked_sagas(self, tp: TopicPartition) -> Mapping[str, int]:
+        """How many parked records the sagas of the partition have; those that have none are left out."""
         ...
 
     async def load_parked(self, tp: TopicPartition, saga_id: str) -> Sequence[Message]:

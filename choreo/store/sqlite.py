@@ -87,9 +87,9 @@ class SqliteStore:
 
         return await self._call(read)
 
-    async def parked_sagas(self, tp: TopicPartition) -> frozenset[str]:
-        query = "SELECT DISTINCT saga_id FROM parked WHERE topic = ? AND partition = ?"
-        return await self._call(lambda connection: frozenset(each for (each,) in connection.execute(query, tp)))
+    async def parked_sagas(self, tp: TopicPartition) -> Mapping[str, int]:
+        query = "SELECT saga_id, count(*) FROM parked WHERE topic = ? AND partition = ? GROUP BY saga_id"
+        return await self._call(lambda connection: dict(connection.execute(query, tp).fetchall()))
 
     async def load_parked(self, tp: TopicPartition, saga_id: str) -> Sequence[Message]:
         query = (

@@ -481,18 +481,19 @@ async def test_killed_after_every_record_and_restarted_it_decides_the_same() -> 
     broker = await a_broker(LINE)
     pen = await a_pen(broker, LINE)
     store = MemoryStore()
-    for step in (
+    steps: list[Callable[[], Awaitable[Any]]] = [
         lambda: pen.start("s"),
         lambda: pen.completed("s", "a"),
         lambda: pen.completed("s", "b"),
         lambda: pen.failed("s", "c"),
         lambda: pen.compensated("s", "b"),
         lambda: pen.compensated("s", "a"),
-    ):
+    ]
+    for step in steps:
         await step()
         log = SagaLog(broker, store, [LINE], poll_timeout_s=0.005)
         task = asyncio.create_task(log.run())
-        await until(lambda log=log: "s" in log.states() and not log.states()["s"].owed)  # type: ignore[misc]
+        await until(lambda log=log: folded_to_the_end(log, broker))  # type: ignore[misc]
         task.cancel()
         await asyncio.wait((task,))
     assert kinds(await pen.records()) == ["Compensate:b", "Compensate:a", "SagaCompensated:"]
@@ -712,9 +713,11 @@ async def test_a_rebuild_does_not_write_dead_letters_again() -> None:
     pen = await a_pen(broker, LINE)
     await pen.raw("s", b"?")
     await pen.start("s")
+    await pen.completed("s", "a")
     for _ in range(3):
-        async with running(broker, LINE) as log:
-            await until(lambda log=log: "s" in log.states())  # type: ignore[misc]
+        async with running(broker, LINE, records_max=1) as log:
+            await until(lambda log=log: "s" in log.states() and log.states()["s"].standing == {"a": 1})  # type: ignore[misc]
+            await asyncio.sleep(0.01)
     assert len(await messages_of(broker, "choreo.order.dead-letters")) == 1
 
 
@@ -761,13 +764,13 @@ async def test_a_saga_of_an_unknown_contract_waits_until_the_contract_is_publish
         await old.start("t")
         await until(lambda: "t" in log.states())
         assert "s" not in log.states()
-        await until(lambda: value(metrics, "choreo_records_parked", saga="order") == 1)
+        await until(lambda: value(metrics, "choreo_records_parked", saga="order") == 2)
         await register(broker, [NEXT])
         clock.ms += 5_000
         await until(lambda: "s" in log.states())
         await until(lambda: has(pen, SagaCompleted))
         await until(lambda: value(metrics, "choreo_records_parked", saga="order") == 0)
-    assert await store.parked_sagas(TopicPartition("choreo.order", 0)) == frozenset()
+    assert await store.parked_sagas(TopicPartition("choreo.order", 0)) == {}
     assert await store.find("order", "s") is not None
 
 
@@ -903,6 +906,71 @@ async def test_it_sends_again_until_the_broker_is_back() -> None:
         await until(lambda: log.states().get("s", SagaState("s")).finished_ms > 0)
         records = await quiet(pen, log)
     assert set(kinds(records)) == {"SagaCompleted:"}
+
+
+class LateBroker(FlakyBroker):
+    """It cannot say where the log ends for a while."""
+
+    async def offsets(self, tps: Any) -> Any:
+        # The registry has read the contracts by then.
+        if self.outages > 0 and any(tp.topic == "choreo.order" for tp in tps):
+            self.outages -= 1
+            raise BrokerUnavailable("no leader")
+        return await self._inner.offsets(tps)
+
+    async def producer(self) -> Any:
+        return await self._inner.producer()
+
+
+async def test_a_partition_that_cannot_be_opened_is_opened_later_from_its_start(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker = await a_broker(LINE)
+    pen = await a_pen(broker, LINE)
+    await pen.whole_line("s")
+    async with running(LateBroker(broker, 3), LINE) as log:
+        await until(lambda: folded_to_the_end(log, broker))
+        assert kinds(await pen.records()) == ["SagaCompleted:"]
+    assert "cannot be opened yet" in caplog.text
+
+
+async def test_instances_with_stores_of_their_own_take_over_from_each_other() -> None:
+    broker = await a_broker(LINE, options="?heartbeat_ms=20&session_timeout_ms=200")
+    pen = await a_pen(broker, LINE)
+    stores = [MemoryStore(), MemoryStore()]
+    steps: list[Callable[[], Awaitable[Any]]] = [
+        lambda: pen.start("s"),
+        lambda: pen.completed("s", "a"),
+        lambda: pen.completed("s", "b"),
+        lambda: pen.failed("s", "c"),
+        lambda: pen.compensated("s", "b"),
+        lambda: pen.compensated("s", "a"),
+    ]
+    for turn, step in enumerate(steps):
+        await step()
+        async with running(broker, LINE, store=stores[turn % 2]) as log:
+            await until(lambda log=log: folded_to_the_end(log, broker))  # type: ignore[misc]
+    assert kinds(await pen.records()) == ["Compensate:b", "Compensate:a", "SagaCompensated:"]
+
+
+async def test_an_instance_that_lost_its_partition_unawares_repeats_at_most_what_everyone_knows() -> None:
+    broker = await a_broker(LINE)
+    pen = await a_pen(broker, LINE)
+    store = MemoryStore()
+    async with running(broker, LINE, store=store) as one, running(broker, LINE, store=store, group="other") as other:
+        for number in range(10):
+            await pen.start(f"s{number}")
+            await pen.completed(f"s{number}", "a")
+            await pen.failed(f"s{number}", "b")
+        await until(lambda: folded_to_the_end(one, broker))
+        while await answer_all(pen):
+            await until(lambda: folded_to_the_end(one, broker))
+        await until(lambda: folded_to_the_end(other, broker))
+        records = await pen.records()
+    contents: dict[str, AnyRecord] = {}
+    for each in records:
+        assert contents.setdefault(each.id, each) == each
+    assert {each.id for each in records if isinstance(each, SagaCompensated)} == {f"s{n}/outcome" for n in range(10)}
 
 
 async def test_it_stops_although_the_broker_is_away() -> None:

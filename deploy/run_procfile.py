@@ -282,7 +282,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             processes.start(*options.names)
             for name in options.names or commands:
-                print(f"{name}: http://127.0.0.1:{ports[name]}/metrics", flush=True)
+                print(f"{name}: process {processes.pid(name)}, http://127.0.0.1:{ports[name]}/metrics", flush=True)
             while True:
                 processes.check()
                 time.sleep(0.2)

@@ -177,22 +177,36 @@ def _audit_effect(step: str, states: list[str], *, completed: bool, returned: bo
 
 
 def _audit_order(history: History) -> list[str]:
-    """Reverse order: a step's first ``Compensate`` comes after the first answer of all that built on it."""
+    """Reverse order: an effect is asked to be undone after all effects that built on it were.
+
+    What is asked after the outcome is a repair: a service that died in the middle of a step cannot vouch that it left
+    nothing behind, and says so when it is back. Then there must be nothing to undo any more.
+    """
     asked: dict[str, int] = {}
-    answered: dict[str, int] = {}
+    undone: dict[str, int] = {}
+    waiting: set[str] = set()
+    problems = []
+    has_outcome = False
     for position, (_, _, record) in enumerate(history):
-        if isinstance(record, Compensate):
-            asked.setdefault(record.step, position)
-        elif isinstance(record, StepCompensated):
-            answered.setdefault(record.step, position)
-    problems = [f"{step} was asked to compensate and never answered" for step in asked if step not in answered]
-    for step, position in asked.items():
-        problems += [
-            f"{step} was compensated before {later}, which built on it"
-            for later in ORDER.graph.descendants[step]
-            if later in asked and answered.get(later, -1) > position
-        ]
-    return problems
+        match record:
+            case Compensate(step=step):
+                asked.setdefault(step, position)
+                if not has_outcome:
+                    waiting.add(step)
+            case StepCompensated(step=step):
+                waiting.discard(step)
+                if record.undone:
+                    undone.setdefault(step, position)
+            case SagaCompensated():
+                has_outcome = True
+                problems += [f"compensated, but {step} has not answered" for step in sorted(waiting)]
+                waiting.clear()
+    return problems + [
+        f"{step} was compensated before {later}, which built on it"
+        for step in undone
+        for later in ORDER.graph.descendants[step]
+        if undone.get(later, -1) > asked.get(step, -1)
+    ]
 
 
 def _listed(counts: Counter[str]) -> str:

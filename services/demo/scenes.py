@@ -137,7 +137,10 @@ async def a_process_is_killed(stage: Stage) -> None:
     )
     stage.processes.start("shipping")
     took = await stage.ready("shipping")
-    stage.screen.note(f"           shipping is started again, and ready after {took:.1f} s", "bold")
+    stage.screen.note(
+        f"           shipping is started again, and ready after {took:.1f} s: its predecessor's lease had to run out",
+        "bold",
+    )
     outcome = await stage.outcome(saga_id)
     if not isinstance(outcome, SagaCompleted):
         raise SceneError(f"{saga_id} did not complete after the restart")

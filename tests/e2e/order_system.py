@@ -132,6 +132,16 @@ class OrderSystem:
                 found.append(f"{planned.saga_id}: {ended}, planned {planned.fails_at, planned.code}")
         return found
 
+    def told(self, saga_id: str) -> str:
+        """A saga's history, a line for each record, for a person who looks for the cause of a failure."""
+        return "\n".join(
+            f"    {line.at_ms} {line.source:<13} {type(line.record).__name__:<16} "
+            f"{getattr(line.record, 'step', None) or '':<16} run={getattr(line.record, 'run', '')} "
+            f"{getattr(line.record, 'effect', '')} {getattr(getattr(line.record, 'failure', None), 'code', '')} "
+            f"undone={getattr(line.record, 'undone', '')} generation={getattr(line.record, 'generation', '')}"
+            for line in self._follower.histories[saga_id]
+        )
+
     async def audit(self, plan: Sequence[Planned]) -> Findings:
         """Hold the databases against the log, both read anew."""
         broker = await open_broker(self.processes.environment["CHOREO_BROKER"])

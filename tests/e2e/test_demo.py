@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -66,11 +67,31 @@ def test_the_demo_shows_success_undoing_in_reverse_and_a_kill_and_ends_with_0() 
 
 
 @pytest.mark.kafka
-def test_the_demo_runs_on_a_kafka_that_is_there(kafka_url: str) -> None:
-    command = [sys.executable, "-m", "choreo.cli", "demo", "--broker", kafka_url]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    positions(done.stdout, f"Apache Kafka at {kafka_url}", "All ended as it should")
+def test_the_demo_on_a_kafka_that_is_there_keeps_running_until_ctrl_c(kafka_url: str) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-u", "-m", "choreo.cli", "demo", "--broker", kafka_url, "--keep"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert demo.stdout is not None
+    output = ""
+    for line in demo.stdout:
+        output += line
+        if "Everything keeps running" in line:
+            break
+    positions(output, f"Apache Kafka at {kafka_url}", "All ended as it should", "$ choreo start services.order:ORDER")
+    for url in re.findall(r"^  [a-z-]+ +(http://127.0.0.1:\d+/metrics)", output, re.MULTILINE):
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            assert b"choreo_build_info{" in answer.read()
+
+    demo.send_signal(signal.SIGINT)
+    rest = demo.communicate(timeout=60)[0]
+
+    assert demo.returncode == 0, rest
+    assert len(pids_in(output)) == 5
+    assert not any(map(is_running, pids_in(output)))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

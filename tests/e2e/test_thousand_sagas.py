@@ -25,6 +25,8 @@ async def run_and_audit(system: OrderSystem, plan: list[Planned], *, over_s: flo
     took = time.monotonic() - began
     findings = await system.audit(plan)
     print(f"placed in {placed:.1f} s, finished in {took:.1f} s ({len(plan) / took:.0f} sagas/s); {findings}")
+    for saga_id in sorted({problem.partition(":")[0] for problem in findings.problems})[:3]:
+        print(system.told(saga_id))
     assert system.surprises(plan) == []
     assert findings.problems == []
     assert findings.outcomes == {

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import http.client
 import os
 import shlex
@@ -37,7 +36,14 @@ READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0  # above the 25 s that services give their handlers
 PR_SET_PDEATHSIG = 1
 
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+# A process that has the kernel end it when its parent dies, then becomes the command. Done by the child itself after
+# its start, not between fork and exec, where a parent that has threads may do next to nothing.
+DIE_WITH_PARENT = f"""\
+import ctypes, os, sys
+ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, {signal.SIGKILL:d})
+if os.getppid() != int(sys.argv[1]): sys.exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
 class ProcessError(RuntimeError):
@@ -218,7 +224,7 @@ class Processes:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 output = stack.enter_context(file.open("a"))
             process = subprocess.Popen(
-                executable(self.commands[name]),
+                [*_die_with_parent(), *executable(self.commands[name])],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -227,7 +233,6 @@ class Processes:
                 text=True,
                 errors="replace",
                 start_new_session=True,  # Ctrl-C is for us; we then end the others in our own order
-                preexec_fn=_die_with_parent if _libc is not None else None,  # noqa: PLW1509 -- see there
             )
         if process.stdout is not None:
             printer = threading.Thread(target=self._print, args=(name, process), daemon=True, name=f"print/{name}")
@@ -242,11 +247,11 @@ class Processes:
             print(f"{name:<{width}} | {line.rstrip()}", flush=True)
 
 
-def _die_with_parent() -> None:
-    # Between fork and exec, where other threads' locks may be held for ever: the library is loaded before, and the
-    # one call takes no lock.
-    assert _libc is not None
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _die_with_parent() -> list[str]:
+    """What stands before a command so that it does not outlive this process; nothing where only Linux can do it."""
+    if sys.platform != "linux":
+        return []
+    return [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid())]
 
 
 @contextlib.contextmanager

@@ -31,7 +31,9 @@ def is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    return True
+    status = Path(f"/proc/{pid}/stat")
+    # A dead process whose new parent has not asked for its status yet is a zombie: it has a number and nothing else.
+    return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 def positions(output: str, *lines: str) -> list[int]:

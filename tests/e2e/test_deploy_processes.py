@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,31 @@ def test_the_procfile_s_runner_ends_when_a_process_does(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "payment ended with status 3" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
+def test_processes_do_not_outlive_a_runner_that_is_killed(tmp_path: Path) -> None:
+    (port, *_) = free_ports(1)
+    runner = subprocess.Popen(
+        [sys.executable, "-u", "deploy/run_procfile.py", "payment", "--directory", str(tmp_path), "--port", str(port)],
+        cwd=ROOT,
+        env={**os.environ, "CHOREO_BROKER": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert runner.stdout is not None
+    output = ""
+    for line in runner.stdout:
+        output += line
+        if re.search("^payment +\\| ", output, re.MULTILINE):
+            break
+    (child,) = re.findall(r"^payment: process (\d+), http", output, re.MULTILINE)
+
+    runner.kill()
+    runner.communicate(timeout=30)
+
+    deadline = time.monotonic() + 10
+    while is_running(int(child)):
+        assert time.monotonic() < deadline, "the service outlived its runner"
+        time.sleep(0.05)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,11 @@ from choreo.messages.codec import encode_user_value
 from choreo.messages.headers import JSON
 from choreo.step import CompensationContext, Context
 from choreo.step.job import CompensationJob, StepJob
+from services.inventory import steps as inventory_steps
+from services.notification import steps as notification_steps
 from services.order import ORDER, OrderInput
+from services.payment import steps as payment_steps
+from services.shipping import steps as shipping_steps
 
 C = TypeVar("C")
 
@@ -64,6 +68,17 @@ def deliver() -> Callable[..., Delivery]:
 
 
 @pytest.fixture(autouse=True)
-def own_databases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_databases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    steps = {
+        inventory_steps: inventory_steps.warehouse,
+        payment_steps: payment_steps.ledger,
+        shipping_steps: shipping_steps.dispatch_book,
+        notification_steps: notification_steps.outbox,
+    }
     for service in ("INVENTORY", "PAYMENT", "SHIPPING", "NOTIFICATION"):
         monkeypatch.setenv(f"{service}_DATABASE", str(tmp_path / f"{service.lower()}.db"))
+    yield
+    for module, database in steps.items():
+        if module._open.cache_info().currsize:
+            database().close()
+            module._open.cache_clear()

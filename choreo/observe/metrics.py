@@ -88,7 +88,10 @@ class Metrics:
             "step",
             "result",
         )
-        self.step_attempts = counter("step_attempts", "Attempts of handlers of steps.", "saga", "step", "result")
+        self.step_attempts = counter("step_attempts", "Attempts of steps' handlers.", "saga", "step", "result")
+        self.compensation_attempts = counter(
+            "compensation_attempts", "Attempts of compensations' handlers.", "saga", "step", "result"
+        )
         self.step_retries = counter("step_retries", "Attempts beyond the first.", "saga", "step")
         self.step_in_flight = gauge("step_in_flight", "Handlers that are running, compensations too.", "saga", "step")
         self.compensations = counter("compensations", "Compensate commands, by the answer.", "saga", "step", "result")

@@ -165,7 +165,7 @@ def compensation_failed(job: CompensationJob, failure: Failure, ended: Ended | N
 def failure_of(error: BaseException) -> Failure:
     """An exception of a handler as a failure."""
     if isinstance(error, Reject):
-        return Failure(kind="rejected", code=text(error.code), message=text(error.reason))
+        return Failure(kind="rejected", code=text(error.code), message=text(error.reason or error))
     if isinstance(error, InvalidInput):
         return Failure(kind="rejected", code="invalid_input", message=text(error))
     if isinstance(error, AttemptTimeout):

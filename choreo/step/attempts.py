@@ -10,17 +10,20 @@ answer is due, the failure is published at once and the lane stays busy, with th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextvars import copy_context
 from random import Random
 from typing import Any, NamedTuple
+
+from prometheus_client import Counter
 
 from choreo.clock import Clock
 from choreo.contract.policy import Retries
 from choreo.observe.metrics import AttemptResult
 from choreo.step.context import BaseContext
 from choreo.step.handler import Handler, UnfitInput
+from choreo.step.job import Job
 from choreo.step.lanes import Lane
 from choreo.step.verdict import InvalidInput, Reject
 
@@ -66,35 +69,36 @@ class Attempts:
     async def run(
         self,
         handler: Handler,
-        context: Callable[[int, float], BaseContext[Any]],
+        context: Callable[[Any, int, float, Clock], BaseContext[Any]],
+        job: Job,
         lane: Lane,
         *,
         retries: Retries,
         timeout_s: float,
-        due_at: float,
-        on_attempt: Callable[[AttemptResult], None],
+        counters: Mapping[AttemptResult, Counter],
         definite: tuple[type[BaseException], ...] = (Reject, InvalidInput),
     ) -> Ended:
         """Call the handler until it returns, gives a definite answer, or has no attempt or time left.
 
         Args:
             handler: what to call.
-            context: makes the context of an attempt, from its number and the monotonic time at which it is cancelled.
+            context: makes the context of an attempt: the class of it.
+            job: what the context is about.
             lane: whose slot the handler takes.
             retries: attempts beyond the first.
             timeout_s: bound of one attempt.
-            due_at: bound of all, on the monotonic clock.
-            on_attempt: is told how each attempt ended.
+            counters: of attempts, by how they ended.
             definite: exceptions that are never retried.
         """
-        clock = self._clock
+        clock, due_at = self._clock, job.due_at
         began = clock.monotonic()
         attempt, in_doubt = 0, False
         value: Any = None
         error: BaseException | None = AttemptTimeout("deadline", 0)
         lingering: asyncio.Future[Any] | None = None
         while True:
-            await lane.take_slot()
+            if not lane.slots.try_take():
+                await lane.rest(lane.slots.take())
             try:
                 now = clock.monotonic()
                 if now >= due_at:
@@ -102,14 +106,14 @@ class Attempts:
                 attempt += 1
                 limit_s = min(timeout_s, due_at - now)
                 code = "timeout" if timeout_s <= due_at - now else "deadline"
-                made = context(attempt, now + limit_s)
+                made = context(job, attempt, now + limit_s, clock)
                 if handler.is_async:
                     value, error = await _call(handler, made, limit_s, code)
                 else:
                     value, error, lingering = await self._call_in_thread(handler, made, limit_s, code)
             finally:
-                lane.release_slot()
-            on_attempt(_result_of(error, definite))
+                lane.slots.give_back()
+            counters[_result_of(error, definite)].inc()
             if error is None or isinstance(error, definite) or attempt > retries.limit:
                 break
             wait_s = self._backoff_s(retries, attempt)

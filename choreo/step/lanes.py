@@ -19,26 +19,56 @@ LaneKey = tuple[bytes | None, str]
 """Key of the record (the saga id) and step."""
 
 
+class Slots:
+    """Places for running handlers, given in the order of asking. Taking a free one costs no wait and no coroutine."""
+
+    __slots__ = ("_free", "_waiting")
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def try_take(self) -> bool:
+        """Take a place if one is free."""
+        if self._free and not self._waiting:
+            self._free -= 1
+            return True
+        return False
+
+    async def take(self) -> None:
+        """Wait for a place."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._hand_out()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.give_back()  # it was ours already
+            raise
+
+    def give_back(self) -> None:
+        self._free += 1
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._free and self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._free -= 1
+                turn.set_result(None)
+
+
 class Lane:
     """The waiting work of one saga and step, and the task that does it."""
 
     __slots__ = ("deliveries", "is_resting", "slots", "task")
 
-    def __init__(self, slots: asyncio.Semaphore) -> None:
+    def __init__(self, slots: Slots) -> None:
         self.deliveries: deque[Delivery] = deque()
         self.slots = slots
         self.is_resting = False
         self.task: asyncio.Task[None] | None = None
-
-    async def take_slot(self) -> None:
-        """Wait, at rest, for one of the partition's places for running handlers. Give it back with ``release_slot``."""
-        if self.slots.locked():
-            await self.rest(self.slots.acquire())
-        else:
-            await self.slots.acquire()  # does not wait
-
-    def release_slot(self) -> None:
-        self.slots.release()
 
     async def rest(self, wait: Awaitable[object]) -> None:
         """Wait for something, doing nothing meanwhile."""
@@ -71,7 +101,7 @@ class Lanes:
         self._name = name
         self._tasks = tasks
         self._work = work
-        self._slots = asyncio.Semaphore(concurrency)
+        self._slots = Slots(concurrency)
         self._lanes: dict[LaneKey, Lane] = {}
         self._is_stopping = False
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from choreo.broker.offsets import OffsetTracker
 from choreo.broker.port import Committed, Message, TopicPartition
-from choreo.observe.log import about
+from choreo.observe.log import about_from_here
 from choreo.step.lanes import Lane, Lanes
 from choreo.step.options import Options
 from choreo.step.perform import Performer
@@ -52,15 +52,15 @@ class Partition:
         tracker = self._tracker
         begun = -1
         for message in messages:
-            deliveries = self._routes.match(message)
-            if not deliveries or tracker.is_finished(message.offset):
+            steps = self._routes.match(message)
+            if not steps or tracker.is_finished(message.offset):
                 continue
             begun = message.offset
             tracker.begin(begun)
-            if len(deliveries) > 1:
-                self._deliveries_left[begun] = len(deliveries)
-            for delivery in deliveries:
-                self._lanes.add(delivery)
+            if len(steps) > 1:
+                self._deliveries_left[begun] = len(steps)
+            for step in steps:
+                self._lanes.add(Delivery(message, step))
         if begun != messages[-1].offset:
             # What is not for us is not tracked one by one; the last of it is, so that the commit moves on behind it.
             tracker.begin(messages[-1].offset)
@@ -101,7 +101,7 @@ class Partition:
 
     async def _work(self, delivery: Delivery, lane: Lane) -> None:
         message = delivery.message
-        with about(
+        about_from_here(
             service=self._service,
             saga=self._place.saga,
             saga_id=(message.key or b"").decode("utf-8", "replace"),
@@ -109,8 +109,8 @@ class Partition:
             topic=message.topic,
             partition=message.partition,
             offset=message.offset,
-        ):
-            await self._performer.perform(delivery, lane, self._place)
+        )
+        await self._performer.perform(delivery, lane, self._place)
         offset = message.offset
         left = self._deliveries_left.pop(offset, 1) - 1
         if left:

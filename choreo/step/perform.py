@@ -11,7 +11,9 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from random import Random
+from typing import Any
 
+from choreo.broker.port import Message
 from choreo.broker.topics import saga_topic
 from choreo.clock import Clock
 from choreo.errors import RecordTooLarge, Undecodable, Unencodable
@@ -20,16 +22,13 @@ from choreo.messages.records import (
     AnyRecord,
     Compensate,
     CompensationFailed,
-    Execute,
     Failure,
     KnownEffect,
-    SagaStarted,
     StepCompensated,
     StepCompleted,
     StepFailed,
-    StepRecord,
 )
-from choreo.observe.metrics import AttemptResult, Metrics
+from choreo.observe.metrics import Metrics
 from choreo.step import answer
 from choreo.step.answered import Answer, Instance
 from choreo.step.attempts import Attempts, Ended
@@ -37,13 +36,14 @@ from choreo.step.context import CompensationContext, Context
 from choreo.step.counts import StepCounts
 from choreo.step.dead_letter import DeadLetters
 from choreo.step.handler import UnfitInput
-from choreo.step.job import CompensationJob, StepJob, Trigger, compensation_job, is_trigger, round_of, step_job
+from choreo.step.job import CompensationJob, StepJob
 from choreo.step.lanes import Lane
 from choreo.step.place import Place
 from choreo.step.publish import Publisher
 from choreo.step.refusal import Refusals
 from choreo.step.route import Delivery
 from choreo.step.service import Hosted
+from choreo.step.trigger import TRIGGERS, Trigger, compensation_job, is_trigger, round_of, step_job
 from choreo.step.verdict import InvalidInput, Retry
 
 logger = logging.getLogger(__name__)
@@ -92,45 +92,35 @@ class Performer:
 
     async def perform(self, delivery: Delivery, lane: Lane, place: Place) -> None:
         """Do what the record asks of the step."""
+        message, step = delivery
         try:
-            await self._perform(delivery, lane, place)
+            try:
+                record = _read(message, place)
+            except Undecodable as error:
+                await self._refusals.undecodable(delivery, place, str(error))
+                return
+            hosted = self._hosted.get((record.saga, record.version, step))
+            if hosted is None:
+                if (record.saga, record.version) not in self._versions:
+                    await self._refusals.unknown_version(record, delivery, lane, place)
+            elif isinstance(record, Compensate):
+                if record.step == step:
+                    await self._compensate(record, hosted, message, lane, place)
+            elif isinstance(record, TRIGGERS) and is_trigger(record, hosted.saga, step):
+                await self._run_step(record, hosted, message, lane, place)
         except Exception as error:  # a fault of ours: it must neither stop the service nor lose the saga
-            logger.exception("internal error at step %r in %s", delivery.step, delivery.message.tp)
+            logger.exception("internal error at step %r in %s", step, message.tp)
             await self._refusals.internal_error(delivery, place, error)
 
-    async def _perform(self, delivery: Delivery, lane: Lane, place: Place) -> None:
-        try:
-            record = _read(delivery, place)
-        except Undecodable as error:
-            await self._refusals.undecodable(delivery, place, str(error))
-            return
-        hosted = self._hosted.get((record.saga, record.version, delivery.step))
-        if hosted is None:
-            if (record.saga, record.version) not in self._versions:
-                await self._refusals.unknown_version(record, delivery, lane, place)
-        elif isinstance(record, Compensate):
-            await self._compensate(record, hosted, delivery, lane, place)
-        elif isinstance(record, SagaStarted | StepCompleted | Execute) and is_trigger(
-            record, hosted.saga, delivery.step
-        ):
-            await self._run_step(record, hosted, delivery, lane, place)
-
-    async def _run_step(self, record: Trigger, hosted: Hosted, delivery: Delivery, lane: Lane, place: Place) -> None:
-        message, route, step = delivery
-        counts = self._counts[record.saga, step]
+    async def _run_step(self, record: Trigger, hosted: Hosted, message: Message, lane: Lane, place: Place) -> None:
+        step = hosted.step
+        counts = self._counts[record.saga, step.name]
         if isinstance(record, StepCompleted) and record.is_late(message.timestamp_ms):
             counts.events["skipped_late"].inc()  # a failure to every reader, so nothing follows from it (design, 6)
             return
-        instance = Instance(message.key, record.start, step, round_of(record))
+        instance = Instance(message.key, record.start, step.name, round_of(record))
         known = place.answered.get(instance)
-        now = self._clock.monotonic()
-        job = step_job(
-            record,
-            hosted.saga,
-            hosted.step,
-            self._draw_run(),
-            place.origin(message, route.traceparent, route.content_type, now),
-        )
+        job = step_job(record, hosted, self._draw_run(), message, place, self._clock.monotonic())
         if known is not None:
             if known is Answer.NO_EFFECT:
                 await self._publish_outcome(job, answer.failed(job, _MAYBE_RUN_BY_OTHERS, "unknown"), place)
@@ -138,20 +128,19 @@ class Performer:
             counts.events["skipped_duplicate"].inc()
             return
         self._delays[record.saga].observe(max(0.0, (self._clock.now_ms() - message.timestamp_ms) / 1_000))
-        clock = self._clock
-        counts.in_flight.inc()
+        counts.running += 1
         try:
             ended = await self._attempts.run(
                 hosted.handler,
-                lambda attempt, ends_at: Context(job, attempt, ends_at, clock),
+                Context,
+                job,
                 lane,
-                retries=hosted.step.retries,
-                timeout_s=hosted.step.timeout_ms / 1_000,
-                due_at=job.due_at,
-                on_attempt=lambda result: _count_attempt(counts, result),
+                retries=step.retries,
+                timeout_s=step.timeout_ms / 1_000,
+                counters=counts.attempts,
             )
         finally:
-            counts.in_flight.dec()
+            counts.running -= 1
         if ended.attempts > 1:
             counts.retries.inc(ended.attempts - 1)
         outcome = await self._publish_outcome(job, answer.answer_of_step(job, ended), place)
@@ -161,7 +150,8 @@ class Performer:
             _log_failure(job, outcome.failure, outcome.effect)
         counts.durations[result].observe(ended.duration_ms / 1_000)
         counts.events[result].inc()
-        await _wait_for_thread(ended, job)
+        if ended.lingering is not None:
+            await _wait_for_thread(ended.lingering, job)
 
     async def _publish_outcome(
         self, job: StepJob, outcome: StepCompleted | StepFailed, place: Place
@@ -176,17 +166,14 @@ class Performer:
             await self._publish(outcome, job, place)
         return outcome
 
-    async def _compensate(
-        self, record: Compensate, hosted: Hosted, delivery: Delivery, lane: Lane, place: Place
-    ) -> None:
-        message, route, step = delivery
+    async def _compensate(self, record: Compensate, hosted: Hosted, message: Message, lane: Lane, place: Place) -> None:
+        step = hosted.step.name
         counts = self._counts[record.saga, step]
         instance = Instance(message.key, record.start, step, record.round, record.generation)
         if place.answered.get(instance) is not None:
             counts.compensations["skipped_duplicate"].inc()
             return
-        origin = place.origin(message, route.traceparent, route.content_type, self._clock.monotonic())
-        job = compensation_job(record, hosted.saga, hosted.step, self._draw_run(), origin)
+        job = compensation_job(record, hosted, self._draw_run(), message, place, self._clock.monotonic())
         self._delays[record.saga].observe(max(0.0, (self._clock.now_ms() - message.timestamp_ms) / 1_000))
         ended = await self._run_compensation(job, hosted, lane, counts)
         if ended is None:
@@ -208,28 +195,28 @@ class Performer:
             _log_failure(job, reply.failure, "unknown")
         if ended is not None:
             counts.compensation_duration.observe(ended.duration_ms / 1_000)
-            await _wait_for_thread(ended, job)
+            if ended.lingering is not None:
+                await _wait_for_thread(ended.lingering, job)
 
     async def _run_compensation(
         self, job: CompensationJob, hosted: Hosted, lane: Lane, counts: StepCounts
     ) -> Ended | None:
         if hosted.compensation is None:
             return None
-        clock = self._clock
-        counts.in_flight.inc()
+        counts.running += 1
         try:
             return await self._attempts.run(
                 hosted.compensation,
-                lambda attempt, ends_at: CompensationContext(job, attempt, ends_at, clock),
+                CompensationContext,
+                job,
                 lane,
                 retries=hosted.step.compensation_retries,
                 timeout_s=hosted.step.timeout_ms / 1_000,
-                due_at=job.due_at,
-                on_attempt=lambda _: None,
+                counters=counts.compensation_attempts,
                 definite=(UnfitInput, InvalidInput),
             )
         finally:
-            counts.in_flight.dec()
+            counts.running -= 1
 
     async def _publish(
         self,
@@ -253,39 +240,19 @@ _MAYBE_RUN_BY_OTHERS = Failure(
 )
 
 
-def _read(delivery: Delivery, place: Place) -> AnyRecord:
-    """The record, if it is what its headers say. Raises ``Undecodable``."""
-    message, route, _ = delivery
+def _read(message: Message, place: Place) -> AnyRecord:
+    """The record; from here on it alone is believed, not its headers. Raises ``Undecodable``."""
     record = decode(message.key, message.value, message.headers)
-    if type(record) is not route.kind:
-        raise Undecodable(
-            f"the record is {type(record).__name__}, its headers say {route.kind and route.kind.__name__}"
-        )
     if record.saga != place.saga:
         raise Undecodable(f"a record of saga {record.saga!r} in the topic of saga {place.saga!r}")
-    said = (route.step, route.round, route.start, route.generation)
-    if isinstance(record, StepRecord):
-        is_so = said == (record.step, record.round, record.start, getattr(record, "generation", 0))
-    else:
-        is_so = said[2] == record.start
-    if not is_so:
-        raise Undecodable("the record contradicts its headers")
     return record
 
 
-def _count_attempt(counts: StepCounts, result: AttemptResult) -> None:
-    counts.attempts[result].inc()
-
-
-async def _wait_for_thread(ended: Ended, job: StepJob | CompensationJob) -> None:
-    if ended.lingering is None or ended.lingering.done():
+async def _wait_for_thread(lingering: asyncio.Future[Any], job: StepJob | CompensationJob) -> None:
+    if lingering.done():
         return
-    logger.warning(
-        "a handler of step %r goes on in its thread past its time; its lane waits for it",
-        job.step.name,
-        extra={"saga_id": job.saga_id},
-    )
-    await asyncio.wait((ended.lingering,))
+    logger.warning("a handler of step %r goes on in its thread past its time; its lane waits for it", job.step.name)
+    await asyncio.wait((lingering,))
 
 
 def _log_failure(job: StepJob | CompensationJob, failure: Failure, effect: KnownEffect) -> None:
@@ -297,5 +264,5 @@ def _log_failure(job: StepJob | CompensationJob, failure: Failure, effect: Known
         failure.code or failure.kind,
         effect,
         failure.message,
-        extra={"saga": job.saga.name, "saga_id": job.saga_id, "step": job.step.name, "round": job.round},
+        extra={"round": job.round},
     )

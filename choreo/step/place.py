@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from choreo.broker.port import Message
 from choreo.step.answered import Answered
-from choreo.step.job import Origin
 
 
 class BrokerTime:
@@ -48,14 +46,3 @@ class Place:
         self.end_at_assignment = end_at_assignment
         self.answered = answered
         self.time = time
-
-    def origin(self, message: Message, traceparent: bytes | None, content_type: str, monotonic: float) -> Origin:
-        """Where a record comes from, for the job that it asks for."""
-        return Origin(
-            append_ms=message.timestamp_ms,
-            broker_ms=self.time.now_ms(monotonic),
-            monotonic=monotonic,
-            is_fresh=message.offset >= self.end_at_assignment,
-            content_type=content_type,
-            traceparent=traceparent,
-        )

@@ -7,8 +7,7 @@ from collections.abc import Callable, Collection
 
 from choreo.clock import Clock
 from choreo.errors import Unencodable
-from choreo.messages.codec import content_type_of
-from choreo.messages.headers import CONTENT_TYPES, JSON
+from choreo.messages.headers import CONTENT_TYPES, JSON, read_route
 from choreo.messages.records import AnyRecord, Compensate, CompensationFailed, Failure, KnownEffect, StepFailed
 from choreo.observe.metrics import Metrics
 from choreo.step import answer
@@ -86,7 +85,8 @@ class Refusals:
         self, delivery: Delivery, place: Place, failure: Failure, effect: KnownEffect, *, version: int | None = None
     ) -> None:
         """Say it once for each instance."""
-        message, route, step = delivery
+        message, step = delivery
+        route = read_route(message.headers)
         generation = route.generation if route.kind is Compensate else 0
         instance = Instance(message.key, route.start, step, route.round or 1, generation)
         if place.answered.get(instance) is not None:
@@ -123,13 +123,10 @@ class Refusals:
                 effect=effect,
                 attempts=0,
             )
-        content_type = content_type_of(message.headers)
+        content_type = route.content_type if route.content_type in CONTENT_TYPES else JSON
         try:
             await self._publisher.publish(
-                message.topic,
-                reply,
-                content_type=content_type if content_type in CONTENT_TYPES else JSON,
-                traceparent=route.traceparent,
+                message.topic, reply, content_type=content_type, traceparent=route.traceparent
             )
         except Unencodable as error:
             # No saga can be told from headers this broken; the dead letter is all that is left.

@@ -1,8 +1,8 @@
 """Which of a service's steps a record concerns, by its headers alone.
 
-Most records of a saga's topic are for others; they are dropped here, after a look at one header or a few. The headers
-do not say the contract's version, so this answers for all versions that the service holds together; what passes is
-checked against its own version once it is decoded.
+Most records of a saga's topic are for others; they are dropped here, after a look at two headers. The headers do not
+say the contract's version, so this answers for all versions that the service holds together; what passes is decoded,
+and from then on only the record itself is believed.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import NamedTuple
 
 from choreo.broker.port import Headers, Message
 from choreo.broker.topics import saga_topic
-from choreo.messages.headers import CE_TYPE, Route, read_route
+from choreo.messages.headers import CE_TYPE
 from choreo.messages.records import Compensate, Execute, SagaStarted, StepCompleted
 from choreo.step.service import Hosted
 
-_CONCERNING = frozenset(CE_TYPE[kind] for kind in (SagaStarted, StepCompleted, Execute, Compensate))
+_STARTED, _COMPLETED = CE_TYPE[SagaStarted], CE_TYPE[StepCompleted]
+_CONCERNING = frozenset((_STARTED, _COMPLETED, CE_TYPE[Execute], CE_TYPE[Compensate]))
 
 
 class Delivery(NamedTuple):
     """A record, delivered to one of our steps."""
 
     message: Message
-    route: Route
     step: str
 
 
 class _TopicRoutes(NamedTuple):
     roots: tuple[str, ...]
-    chained: Mapping[str, tuple[str, ...]]
-    own: frozenset[str]
+    chained: Mapping[bytes, tuple[str, ...]]
+    own: Mapping[bytes, tuple[str, ...]]
 
 
 class Routes:
@@ -49,21 +49,24 @@ class Routes:
 
     def own_steps(self, topic: str) -> frozenset[str]:
         """The steps of the topic's saga that the service runs, in whatever version."""
-        return self._routes[topic].own
+        return frozenset(step for steps in self._routes[topic].own.values() for step in steps)
 
-    def match(self, message: Message) -> tuple[Delivery, ...]:
-        """What the record means to the service: one delivery for each of its steps that it concerns, mostly none."""
-        if ce_type_of(message.headers) not in _CONCERNING:
-            return ()
-        route = read_route(message.headers)
+    def match(self, message: Message) -> tuple[str, ...]:
+        """The steps of the service that the record concerns; mostly none."""
+        ce_type = step_header = None
+        for name, value in message.headers:
+            if name == "ce_type" and ce_type is None:
+                if value not in _CONCERNING:
+                    return ()
+                ce_type = value
+            elif name == "choreo_step" and step_header is None:
+                step_header = value
         routes = self._routes[message.topic]
-        if route.kind is StepCompleted:
-            steps = routes.chained.get(route.step, ())
-        elif route.kind is SagaStarted:
-            steps = routes.roots
-        else:
-            steps = (route.step,) if route.step in routes.own else ()
-        return tuple([Delivery(message, route, step) for step in steps])
+        if ce_type == _STARTED:
+            return routes.roots
+        if ce_type is None or step_header is None:
+            return ()
+        return (routes.chained if ce_type == _COMPLETED else routes.own).get(step_header, ())
 
 
 def ce_type_of(headers: Headers) -> bytes | None:
@@ -85,6 +88,6 @@ def _routes_of(hosted: list[Hosted]) -> _TopicRoutes:
             chained.setdefault(after[0], {})[name] = None
     return _TopicRoutes(
         roots=tuple(roots),
-        chained={step: tuple(others) for step, others in chained.items()},
-        own=frozenset(each.step.name for each in hosted),
+        chained={step.encode(): tuple(others) for step, others in chained.items()},
+        own={each.step.name.encode(): (each.step.name,) for each in hosted},
     )

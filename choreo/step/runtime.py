@@ -89,6 +89,7 @@ class StepRuntime:
             TopicError: a topic does not exist.
             BrokerUnavailable: no broker answers at the start; later outages are ridden out.
         """
+        self.metrics.show_build(loop=type(asyncio.get_running_loop()).__module__.partition(".")[0])
         try:
             await register(self._broker, self._contracts())
             async with AsyncExitStack() as stack:

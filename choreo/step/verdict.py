@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 BACKOFF_MS_MAX = 5_000
+NUMBER_MAX = 1_000_000_000  # what a record can carry
 
 
 class Reject(Exception):  # noqa: N818  # a decision of the handler, not an error of the program
@@ -19,14 +20,19 @@ class Reject(Exception):  # noqa: N818  # a decision of the handler, not an erro
 
     Raise it only when nothing was done: the step itself is then not compensated (by default).
 
-    Args:
+    Attributes:
         reason: for people.
-        code: for programs, a short word ("card_declined"); it travels with the saga's failure.
+        code: for programs, a short word ("card_declined"); it travels with the saga's failure. A subclass may name
+            its own.
     """
+
+    reason: str = ""
+    code: str = ""
 
     def __init__(self, reason: str, code: str = "") -> None:
         self.reason = reason
-        self.code = code
+        if code:
+            self.code = code
         super().__init__(reason)
 
 
@@ -55,6 +61,10 @@ class Retry(msgspec.Struct, frozen=True):
         limit: honoured while it is above the round that failed, so N allows N rounds in all.
         base_backoff: milliseconds; 0 goes forward at once.
         max_backoff: milliseconds.
+        jitter: draw the wait, so that many sagas do not come back in step.
+
+    Raises:
+        ValueError: a number is negative, not whole, or larger than a record can carry.
     """
 
     limit: int
@@ -63,8 +73,10 @@ class Retry(msgspec.Struct, frozen=True):
     jitter: bool = True
 
     def __post_init__(self) -> None:
-        if self.limit < 0 or self.base_backoff < 0 or self.max_backoff < 0:
-            raise ValueError(f"limit and backoffs must not be negative: {self}")
+        for name in ("limit", "base_backoff", "max_backoff"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 0 <= value <= NUMBER_MAX:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number from 0 to {NUMBER_MAX}")
 
     def backoff_ms(self, saga_round: int, random: Random) -> int:
         """The wait before the next round."""

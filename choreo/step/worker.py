@@ -152,18 +152,20 @@ class Worker:
                 return
             if (held := self._partitions.pop(tp, None)) is not None:
                 await self._end([held], timeout_s=0)  # given again without having been taken: its position is another
-            self._partitions[tp] = await self._open(consumer, tp)
+            if (opened := await self._open(consumer, tp)) is not None:
+                self._partitions[tp] = opened
         self._paused.clear()  # a rebalance resumes everything
         self._was_assigned = True
 
-    async def _open(self, consumer: Consumer, tp: TopicPartition) -> Partition:
-        """Find our place in a partition, and what is answered beyond it. Goes on trying through outages."""
-        while True:
+    async def _open(self, consumer: Consumer, tp: TopicPartition) -> Partition | None:
+        """Find our place in a partition, and what is answered beyond it. Tries again through outages, until stopped."""
+        while not self._is_stopping:
             try:
                 return await self._try_open(consumer, tp)
             except BrokerError as error:
                 logger.warning("cannot begin with %s, trying again: %s", tp, error)
                 await self._clock.sleep(OUTAGE_PAUSE_S)
+        return None
 
     async def _try_open(self, consumer: Consumer, tp: TopicPartition) -> Partition:
         assert self._tasks is not None

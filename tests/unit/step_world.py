@@ -29,6 +29,7 @@ from choreo.messages.records import (
     StepCompleted,
 )
 from choreo.step import Options, Service, StepRuntime
+from choreo.step.job import StepJob
 
 T = TypeVar("T")
 
@@ -292,6 +293,26 @@ def compensate(saga_id: str = "s-1", step: str = "charge_card", **changes: Any) 
         "failure": Failure(kind="rejected", code="no_courier"),
     }
     return Compensate(**of(saga_id, step, saga_round, version), **{**fields, **changes})
+
+
+def a_job(*, order: Any = None, due_at: float = 1e9) -> StepJob:
+    """A step to run, for tests that need no log."""
+    return StepJob(
+        saga=ORDER,
+        step=ORDER["charge_card"],
+        saga_id="s-1",
+        start="0" * 16,
+        round=1,
+        run="run",
+        due_ms=FAR_MS,
+        due_at=due_at,
+        input=raw({"amount": 10} if order is None else order),
+        effects={"reserve_stock": raw({"reservation": "r-1"})},
+        content_type=JSON,
+        traceparent=None,
+        saga_due_ms=FAR_MS,
+        is_fresh=True,
+    )
 
 
 def payment(step: Callable[..., Any] | None = None, undo: Callable[..., Any] | None = None) -> Service:

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from choreo.observe.http import HEAD_BYTES_MAX, HttpServer
-from choreo.observe.log import about, escape, set_up_logging, trace_id_of
+from choreo.observe.log import about, about_from_here, escape, set_up_logging, trace_id_of
 from choreo.observe.metrics import Metrics
 
 
@@ -294,14 +294,18 @@ async def test_a_task_names_once_what_all_its_lines_are_about(output: io.StringI
             with about(step="charge_card"):
                 logger.info("inner")
             logger.info("outer", extra={"saga_id": "another"})
+        about_from_here(step="refund_card")
+        logger.info("behind")
 
     await asyncio.gather(work("s-1"), work("s-2"))
     logger.info("neither")
     assert [line.partition(": ")[2] for line in lines_of(output)] == [
         "inner saga_id=s-1 step=charge_card",
         "outer saga_id=another",
+        "behind step=refund_card",
         "inner saga_id=s-2 step=charge_card",
         "outer saga_id=another",
+        "behind step=refund_card",
         "neither",
     ]
 

@@ -14,13 +14,16 @@ import pytest
 from choreo.clock import SystemClock
 from choreo.contract import Retries, Saga, Step
 from choreo.messages.records import StepCompleted, StepFailed
+from choreo.observe.metrics import Metrics
 from choreo.step import Context, Options, Reject, Service
 from choreo.step.attempts import Attempts
+from choreo.step.counts import StepCounts
 from choreo.step.handler import Handler
-from choreo.step.lanes import Lane
+from choreo.step.lanes import Lane, Slots
 from choreo.step.place import BrokerTime
 from tests.unit.step_world import (
     World,
+    a_job,
     compensate,
     completed,
     execute,
@@ -274,14 +277,15 @@ async def test_backoff_is_drawn_from_the_random_that_was_handed_in(jitter: bool)
     waits = []
     for _ in range(2):
         clock = Sleeps()
+        metrics = Metrics()
         await Attempts(clock, Random(3), ThreadPoolExecutor(1)).run(
             Handler(charge, Context),
-            lambda attempt, ends_at: None,  # type: ignore[arg-type,return-value]
-            Lane(asyncio.Semaphore(1)),
+            Context,
+            a_job(due_at=clock.monotonic() + 3_600),
+            Lane(Slots(1)),
             retries=Retries(4, backoff_ms_base=100, backoff_ms_max=500, jitter=jitter),
             timeout_s=1,
-            due_at=clock.monotonic() + 3600,
-            on_attempt=lambda _: None,
+            counters=StepCounts(metrics, "order", "charge_card").attempts,
         )
         waits.append(clock.slept)
     assert waits[0] == waits[1]
@@ -302,3 +306,29 @@ async def test_a_completion_due_by_now_still_runs_the_successor_if_it_was_append
     world.broker._log.now_ms = lambda: 9_000_000
     async with running(world, service_of(saga, lambda: "charged")):
         assert (await world.answer(StepCompleted)).step == "charge_card"
+
+
+async def test_slots_are_given_in_the_order_of_asking_and_not_lost_by_who_gives_up() -> None:
+    slots = Slots(1)
+    order: list[str] = []
+
+    async def take(name: str) -> None:
+        await slots.take()
+        order.append(name)
+
+    assert slots.try_take()
+    assert not slots.try_take()
+    tasks = [asyncio.create_task(take(name)) for name in ("first", "gives up", "gives up late", "last")]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    slots.give_back()
+    await tasks[0]
+    assert not slots.try_take(), "those who wait go first"
+    slots.give_back()
+    tasks[2].cancel()  # its turn has come, and it is cancelled before it runs
+    slots.give_back()
+    await tasks[3]
+    await asyncio.wait(tasks)
+    assert order == ["first", "last"]
+    slots.give_back()
+    assert slots.try_take()

@@ -110,8 +110,10 @@ def test_jitter_draws_from_zero_to_one_less_than_the_backoff() -> None:
     drawn = {Retry(3, base_backoff=2).backoff_ms(1, random) for _ in range(200)}
     assert drawn == {0, 1, 2, 3}
     assert Retry(3, base_backoff=2, max_backoff=0).backoff_ms(1, random) == 0
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="limit is -1; it must be a whole number"):
         Retry(-1)
+    with pytest.raises(ValueError, match=r"base_backoff is 1\.5"):
+        Retry(3, 1.5)  # type: ignore[arg-type]
 
 
 async def test_continue_replaces_the_effect_of_the_step_that_failed() -> None:

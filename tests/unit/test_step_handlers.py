@@ -13,11 +13,9 @@ import pytest
 from choreo.clock import SystemClock
 from choreo.contract import Saga, Step
 from choreo.errors import DefinitionError
-from choreo.messages.headers import JSON
 from choreo.step import CompensationContext, Context, InvalidInput, Service, StepRuntime
 from choreo.step.handler import Handler, UnfitInput
-from choreo.step.job import StepJob
-from tests.unit.step_world import FAR_MS, ORDER, make_world, payment, raw
+from tests.unit.step_world import ORDER, a_job, make_world, payment
 
 
 class OrderStruct(msgspec.Struct):
@@ -34,23 +32,7 @@ class OrderDict(TypedDict):
 
 
 def context(order: object = None) -> Context:
-    job = StepJob(
-        saga=ORDER,
-        step=ORDER["charge_card"],
-        saga_id="s-1",
-        start="0" * 16,
-        round=1,
-        run="run",
-        due_ms=FAR_MS,
-        due_at=1e9,
-        input=raw({"amount": 10} if order is None else order),
-        effects={"reserve_stock": raw({"reservation": "r-1"})},
-        content_type=JSON,
-        traceparent=None,
-        saga_due_ms=FAR_MS,
-        is_fresh=True,
-    )
-    return Context(job, 1, 1e9, SystemClock())
+    return Context(a_job(order=order), 1, 1e9, SystemClock())
 
 
 def call(function: Any, order: object = None) -> Any:

@@ -112,7 +112,7 @@ async def test_a_commit_is_made_after_so_many_records() -> None:
         for number in range(10):
             await world.send(completed(f"s-{number}"))
         await world.answers(StepCompleted, count=10)
-        await until_committed(world, up_to=10)
+        await until_committed(world, up_to=1)
 
 
 async def test_no_task_is_left_when_a_runtime_has_ended() -> None:

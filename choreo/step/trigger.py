@@ -1,0 +1,89 @@
+"""From records to jobs: what a trigger, or a command to compensate, asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from choreo.broker.port import Message
+from choreo.contract.saga import Saga
+from choreo.messages.codec import content_type_of
+from choreo.messages.records import Compensate, Execute, SagaStarted, StepCompleted
+from choreo.step.job import CompensationJob, StepJob
+from choreo.step.place import Place
+from choreo.step.service import Hosted
+
+Trigger = SagaStarted | StepCompleted | Execute
+"""The records that make a step run."""
+
+TRIGGERS = (SagaStarted, StepCompleted, Execute)
+
+
+def is_trigger(record: Trigger, saga: Saga, step: str) -> bool:
+    """Whether the record makes this step run, by the contract of the record's version."""
+    if isinstance(record, SagaStarted):
+        return step in saga.graph.roots
+    if isinstance(record, StepCompleted):
+        return step in saga.graph.chained.get(record.step, ())
+    return record.step == step
+
+
+def round_of(record: Trigger) -> int:
+    """The round in which the triggered step runs."""
+    return 1 if isinstance(record, SagaStarted) else record.round
+
+
+def step_job(record: Trigger, hosted: Hosted, run: str, message: Message, place: Place, now: float) -> StepJob:
+    """What the trigger asks for, at ``now`` on the monotonic clock."""
+    append_ms = message.timestamp_ms
+    effects: Mapping[str, msgspec.Raw]
+    if isinstance(record, StepCompleted):
+        effects, saga_due_ms = {**record.effects, record.step: record.effect}, record.saga_due_ms
+    elif isinstance(record, SagaStarted):
+        effects, saga_due_ms = {}, append_ms + record.saga_deadline_ms
+    else:
+        effects, saga_due_ms = record.effects, record.saga_due_ms
+    step = hosted.step
+    due_ms = saga_due_ms if step.deadline_ms is None else min(append_ms + step.deadline_ms, saga_due_ms)
+    return StepJob(
+        saga=hosted.saga,
+        step=step,
+        saga_id=record.saga_id,
+        start=record.start,
+        round=round_of(record),
+        run=run,
+        due_ms=due_ms,
+        due_at=now + (due_ms - place.time.now_ms(now)) / 1_000,
+        saga_due_ms=saga_due_ms,
+        is_fresh=message.offset >= place.end_at_assignment,
+        input=record.input,
+        effects=effects,
+        content_type=content_type_of(message.headers),
+        traceparent=message.header("traceparent"),
+    )
+
+
+def compensation_job(
+    record: Compensate, hosted: Hosted, run: str, message: Message, place: Place, now: float
+) -> CompensationJob:
+    """What the command asks for, at ``now`` on the monotonic clock."""
+    due_ms = message.timestamp_ms + record.deadline_ms
+    return CompensationJob(
+        saga=hosted.saga,
+        step=hosted.step,
+        saga_id=record.saga_id,
+        start=record.start,
+        round=record.round,
+        run=run,
+        due_ms=due_ms,
+        due_at=now + (due_ms - place.time.now_ms(now)) / 1_000,
+        input=record.input,
+        effects=record.effects,
+        content_type=content_type_of(message.headers),
+        traceparent=message.header("traceparent"),
+        generation=record.generation,
+        effect=record.effect,
+        failure=record.failure,
+        own=record.own,
+    )

@@ -22,8 +22,8 @@ class Timer(NamedTuple):
 
 
 def settle_due_ms(contract: Saga, state: SagaState, instance: Instance) -> int:
-    """An in-flight instance's due; once the saga is failing, at most the settle limit after that."""
-    if not state.failing:
+    """An in-flight instance's due; while the saga waits to go back, at most the settle limit after it began to."""
+    if not state.failing or state.outcome is not None:
         return instance.due_ms
     return min(instance.due_ms, state.failing_since_ms + contract.settle_ms)
 

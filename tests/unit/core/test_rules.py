@@ -821,6 +821,14 @@ def test_rule_15_once_the_saga_fails_what_is_in_flight_gets_at_most_the_settle_l
     assert history.sends(compensate("c")).own
 
 
+def test_rule_15_nobody_waits_for_the_settle_limit_after_the_outcome() -> None:
+    history = given(SHORT, failed("a")).when_sent()
+    started_ms = START_MS + HOUR_MS
+    history = history.when(started(OTHER_START, "request-2").at(started_ms))
+    (timer,) = timers(SHORT, history.state)
+    assert timer.at_ms == started_ms + SHORT.deadline_ms + SHORT.grace_ms + 1
+
+
 def test_rule_15_the_settle_limit_never_lengthens_a_steps_own_due() -> None:
     contract = saga(step("a", deadline="1m"), step("b", "nothing", deadline="1m"))
     history = given(contract, failed("a"))

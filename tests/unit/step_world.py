@@ -204,12 +204,12 @@ async def until(question: Callable[[], object]) -> None:
     await eventually(ask)
 
 
-async def until_committed(world: World, *, up_to: int | None = None) -> None:
+async def until_committed(world: World, *, up_to: int | None = None, saga: str = "order") -> None:
     """Wait until the service has committed that offset, or all there is."""
 
     async def is_committed() -> bool:
-        end = await world.end() if up_to is None else up_to
-        return (await world.committed() or 0) >= end
+        end = await world.end(saga) if up_to is None else up_to
+        return (await world.committed(saga=saga) or 0) >= end
 
     await eventually(is_committed)
 

@@ -630,6 +630,12 @@ def test_rule_13_a_join_in_a_refused_chain_is_not_executed() -> None:
     history.then(compensate("b", saga_round=0), compensate("c", saga_round=0), note="unwanted")
 
 
+def test_rule_13_a_refused_chain_is_undone_past_a_step_without_a_compensation_at_once() -> None:
+    history = given(saga(step("a"), bare("b")), started(OTHER_START, "request-2")).when_sent()
+    history = history.when(completed("a", start=OTHER_START)).then(note="unwanted")
+    history.when(completed("b", start=OTHER_START)).then(compensate("a", saga_round=0), note="unwanted")
+
+
 def test_rule_13_a_second_start_after_the_outcome_is_refused_and_undone_too() -> None:
     history = given(SHORT, completed("a"), completed("b")).when_sent()
     history = history.when(started(OTHER_START, "request-2")).then(refuse_start(), note="start_refused").when_sent()

@@ -3,8 +3,8 @@
 A record passes ``route`` (is it ours?), ``partition`` (offsets, back-pressure), ``lanes`` (one at a time for each
 saga and step), ``perform`` (what is to be done), ``trigger`` (as a ``job``), ``attempts`` (retries, timeouts),
 ``answer`` and ``publish``. ``worker`` polls and commits; ``place`` and ``answered`` know a partition's time and
-what was answered before a crash; ``refusal`` and ``dead_letter`` deal with what cannot be understood, ``counts`` counts,
-``runtime`` puts it together. For users: ``service``, ``handler``, ``context``, ``verdict``, ``options``.
+what was answered before a crash; ``refusal`` and ``dead_letter`` deal with what cannot be understood; ``counts``
+counts and ``runtime`` puts it together. For users: ``service``, ``handler``, ``context``, ``verdict``, ``options``.
 """
 
 from choreo.step.context import CompensationContext, Context

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,19 +27,24 @@ def test_the_saga_in_thirty_lines_runs_by_the_commands_beside_it(tmp_path: Path)
     # The services run until the end of the script, as they would until the end of a person's shell.
     script = f"trap 'kill $(jobs -p); wait' EXIT\n{commands[1]}"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
+    shell = subprocess.Popen(
         ["bash", "-c", script],
         cwd=tmp_path,
         env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
+        start_new_session=True,
     )
-    assert "dict_keys(['reserve_stock', 'charge_card'])" in done.stdout, done.stderr
-    assert "rejected (card_declined): over the limit; undone: reserve_stock" in done.stdout
-    assert '"phase":"completed"' in done.stdout
-    assert '"phase":"compensated"' in done.stdout
+    try:
+        said, complaints = shell.communicate(timeout=120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # whatever the shell has started and not ended
+            os.killpg(shell.pid, signal.SIGKILL)
+    assert "dict_keys(['reserve_stock', 'charge_card'])" in said, complaints
+    assert "rejected (card_declined): over the limit; undone: reserve_stock" in said
+    assert '"phase":"completed"' in said
+    assert '"phase":"compensated"' in said
 
 
 def test_every_link_leads_to_a_file() -> None:

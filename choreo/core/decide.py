@@ -91,6 +91,8 @@ def _compensate(
     contract: Saga, state: SagaState, survey: Survey, todo: list[Key], made: list[Decision], *, own: bool = False
 ) -> bool:
     """Undo all of these on which nothing uncompensated and nothing in flight builds (rules 4, 8)."""
+    if not todo:
+        return False
     blockers = (*survey.uncompensated, *survey.in_flight)
     free = [
         key
@@ -106,7 +108,7 @@ def _compensate(
                 state.update(key, taken_down=state.round)
         if contract[key[0]].compensation is None:
             state.update(key, may_stand=False, generation=generation)
-            account = Undone(step=key[0], round=max(key[1], 1), how="no_compensation")
+            account = Undone(step=key[0], round=key[1], how="no_compensation")
             if key[1] > 0 and account not in state.undone:
                 state.undone = (*state.undone, account)
             continue

@@ -568,7 +568,8 @@ def test_rule_12_what_nothing_has_asked_for_is_undone_and_nothing_builds_on_it()
     assert "c" not in history.state.standing
     history = history.when_sent().when(undone("c"), completed("a"), completed("b")).then()
     assert history.instance("c").in_flight
-    history.when(completed("c", run="run-2")).then(COMPLETE)
+    history = history.when(completed("c", b'"asked for"', run="run-2")).then(COMPLETE)
+    assert history.sends(COMPLETE).result == msgspec.Raw(b'"asked for"')
 
 
 def test_rule_12_what_nothing_has_asked_for_does_not_take_the_place_of_what_stands() -> None:
@@ -793,7 +794,8 @@ def test_rule_15_a_late_completion_is_undone_under_every_policy(policy: Compensa
 def test_rule_15_a_completion_after_the_time_out_is_undone() -> None:
     history = given(WITH_DEADLINES, timed_out("a").at(START_MS + 70_000)).when_sent()
     history = history.when(completed("a").at(START_MS + 71_000)).then(note="late")
-    history.when(undone("a", nothing=True)).then(compensate("a", 2))
+    again = history.when(undone("a", nothing=True)).then(compensate("a", 2))
+    assert again.sends(compensate("a", 2)).effect == msgspec.Raw(b'"a1"')
     history.when(undone("a")).then(COMPENSATED)
 
 

@@ -57,7 +57,10 @@ def decode(key: bytes | None, value: bytes, headers: Headers, *, limits: Limits 
         raise Undecodable(f"value has {len(value)} bytes; at most {limits.value_bytes_max} are allowed")
     if len(headers) > limits.header_count_max:
         raise Undecodable(f"record has {len(headers)} headers; at most {limits.header_count_max} are allowed")
-    if (size := sum(len(name) + len(text) for name, text in headers)) > limits.header_bytes_max:
+    size = 0
+    for name, text in headers:  # a loop, not a sum over a generator: this is done for every record
+        size += len(name) + len(text)
+    if size > limits.header_bytes_max:
         raise Undecodable(f"headers have {size} bytes; at most {limits.header_bytes_max} are allowed")
     content_type = content_type_of(headers)
     decoder = _decoders.get(content_type)

@@ -19,6 +19,7 @@ CONTENT_TYPES = (JSON, MSGPACK)
 
 _TYPE_PREFIX = b"choreo."
 _TYPE_SUFFIX = b".v1"
+_WITH_ROUND = (StepRecord, RoundStarted)
 
 CE_TYPE: dict[type[Record], bytes] = {
     kind: _TYPE_PREFIX + tag.encode() + _TYPE_SUFFIX for tag, kind in TYPE_BY_TAG.items()
@@ -62,7 +63,7 @@ def make_headers(record: Record, *, source: str, content_type: str, traceparent:
     ]
     if isinstance(record, StepRecord):
         headers.append(("choreo_step", step.encode()))
-    if isinstance(record, StepRecord | RoundStarted):
+    if isinstance(record, _WITH_ROUND):
         headers.append(("choreo_round", b"%d" % record.round))
     if generation := getattr(record, "generation", 0):
         headers.append(("choreo_generation", b"%d" % generation))

@@ -57,15 +57,20 @@ async def services_come_up(stage: Stage) -> None:
     names = list(stage.processes.commands)
     await asyncio.gather(*(stage.ready(name) for name in names))
     rows = [
-        (name, str(stage.processes.pid(name)), shlex.join(stage.processes.commands[name]), _metrics_url(stage, name))
+        (
+            name,
+            str(stage.processes.pid(name)),
+            shlex.join(stage.processes.commands[name]),
+            str(stage.processes.ports[name]),
+        )
         for name in names
     ]
-    stage.screen.table(("process", "pid", "command", "metrics"), rows)
+    stage.screen.table(("process", "pid", "command", "http port"), rows)
     stage.screen.note(f"all ready after {time.monotonic() - began:.1f} s")
 
 
 async def orders_end_well_and_badly(stage: Stage) -> None:
-    """A handful side by side: only the first words of a saga differ from those of the next."""
+    """A handful side by side: five that complete, and two that are refused half-way."""
     stage.screen.scene("2. Seven orders at once", "One meets a gateway that fails twice; two are refused.")
     orders = {
         **{f"order-{number}": (OrderInput(quantity=number), "") for number in range(1, 5)},
@@ -86,8 +91,8 @@ async def orders_end_well_and_badly(stage: Stage) -> None:
             found = ""
         else:
             found = outcome.failure.code if outcome.failure else "cancelled"
-            undone = ", ".join(_undone(outcome)) or "nothing"
-            stage.screen.note(f"{saga_id:<20} compensated  {took}   {found}; undone: {undone}", "magenta")
+            undone = ", ".join(_undone(outcome)) or "nothing to undo"
+            stage.screen.note(f"{saga_id:<20} compensated  {took}   {found} <- {undone}", "magenta")
         if found != code:
             raise SceneError(f"{name} ended with {found or 'success'}, expected {code or 'success'}")
 
@@ -96,7 +101,7 @@ async def everything_is_undone_in_reverse(stage: Stage) -> str:
     """The last step fails, so all before it are undone, last first. The records are shown as they land."""
     stage.screen.scene(
         "3. The last step fails: everything is undone in reverse",
-        "The topic, live. '->' goes forward, '<-' back; the saga-log gives the commands, the services answer.",
+        "The topic, live: '->' forward, '<-' back, which the saga-log commands.",
     )
     saga_id = await stage.start("depot-closed", OrderInput(trouble=Trouble(depot_closed=True)), show=True)
     outcome = await stage.outcome(saga_id)
@@ -116,7 +121,7 @@ async def a_process_is_killed(stage: Stage) -> None:
     """SIGKILL in the middle of a handler that has already booked: after the restart it must not book again."""
     stage.screen.scene(
         "4. kill -9, in the middle of a handler",
-        f"The carrier takes {CARRIER_SECONDS} s. The booking is in shipping's database when its process dies.",
+        f"The carrier takes {CARRIER_SECONDS} s; shipping dies after it has booked, before it says so.",
     )
     saga_id = await stage.start("killed", OrderInput(trouble=Trouble(carrier_seconds=CARRIER_SECONDS)), show=True)
 
@@ -132,23 +137,16 @@ async def a_process_is_killed(stage: Stage) -> None:
     records = [line.record for line in stage.history(saga_id)]
     if any(isinstance(record, StepCompleted) and record.step == "book_carrier" for record in records):
         raise SceneError("the carrier had confirmed before the process was killed")
-    stage.screen.note(
-        f"           kill -9 {pid}: shipping is dead. Its booking stands, and the log knows nothing of it", "bold red"
-    )
+    stage.screen.note(f"           kill -9 {pid}: shipping is dead, its booking stands", "bold red")
     stage.processes.start("shipping")
     took = await stage.ready("shipping")
-    stage.screen.note(
-        f"           shipping is started again, and ready after {took:.1f} s: its predecessor's lease had to run out",
-        "bold",
-    )
+    stage.screen.note(f"           started again; its predecessor's lease ran out after {took:.1f} s", "bold")
     outcome = await stage.outcome(saga_id)
     if not isinstance(outcome, SagaCompleted):
         raise SceneError(f"{saga_id} did not complete after the restart")
     if not booked():
         raise SceneError("the carrier was booked twice")
-    stage.screen.note(
-        "           The handler ran twice, and there is one booking: found by its idempotency key.", "bold"
-    )
+    stage.screen.note("           ran twice, booked once: found by its idempotency key", "bold")
 
 
 async def the_log_tells_it_all(stage: Stage, saga_id: str, url: str) -> None:

@@ -50,7 +50,7 @@ class Screen:
     def table(self, headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
         table = Table(box=None, pad_edge=True, header_style="bold")
         for heading in headings:
-            table.add_column(heading, justify="right" if heading == "ms" else "left", no_wrap=heading != "command")
+            table.add_column(heading, justify="right" if heading == "ms" else "left", no_wrap=True)
         for row in rows:
             table.add_row(*map(Text, row))
         self.console.print(table)
@@ -58,7 +58,8 @@ class Screen:
     def line(self, line: Line, started_ms: int) -> None:
         """One record of the log, as it comes: when, who, what."""
         what, style = described(line.record)
-        self.console.print(Text(f"  {line.at_ms - started_ms:>+6} ms  {line.source:<13} {what}", style))
+        text = Text(f"  {line.at_ms - started_ms:>+6} ms  {line.source:<13} {what}", style)
+        self.console.print(text, no_wrap=True, overflow="ellipsis")
 
 
 def described(record: AnyRecord) -> tuple[str, str]:
@@ -74,9 +75,9 @@ def _forward(record: AnyRecord) -> tuple[str, str] | None:
             again = f", attempt {record.attempts}" if record.attempts > 1 else ""
             return f"-> {record.step} completed{again}   {_short(record.effect)}", "green"
         case StepFailed():
-            why = f"{record.failure.code or record.failure.kind}: {record.failure.message}"
-            tries = f" after {record.attempts} attempts" if record.attempts > 1 else ""
-            return f"!! {record.step} failed{tries}   {why}", "red"
+            code = f" {record.failure.code}" if record.failure.code else ""
+            tries = f" ({record.attempts} attempts)" if record.attempts > 1 else ""
+            return f"!! {record.step} failed{code}: {record.failure.message}{tries}", "red"
         case Execute():
             return f"-> execute {record.step}", "blue"
         case SagaCompleted():
@@ -97,11 +98,11 @@ def _back(record: AnyRecord) -> tuple[str, str] | None:
             return f"!! stuck at {record.step}", "bold red"
         case SagaCompensated():
             undone = sum(one.how == "undone" for one in record.compensations)
-            return f"saga compensated   {undone} effects undone, the last one first", "bold magenta"
+            return f"saga compensated   {undone} effects undone, last first", "bold magenta"
     return None
 
 
-def _short(value: msgspec.Raw, length: int = 60) -> str:
+def _short(value: msgspec.Raw, length: int = 48) -> str:
     """The values of a JSON object, in one short line."""
     decoded = msgspec.json.decode(value)
     text = ", ".join(map(str, decoded.values())) if isinstance(decoded, dict) else str(decoded)

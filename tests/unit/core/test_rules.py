@@ -476,6 +476,12 @@ def test_rule_9_a_real_completion_of_a_substituted_step_is_undone_and_the_substi
     assert history.sends(COMPLETE).effects["b"] == msgspec.Raw(b'"substitute"')
 
 
+def test_rule_9_a_substitute_falls_with_the_real_effect_that_the_way_back_undoes() -> None:
+    history = given(LINE, completed("a"), failed("b", "unknown")).when_sent().when(continues("b")).when_sent()
+    history = history.when(completed("b", run="run-2")).when(failed("c")).then(compensate("b", 2)).when_sent()
+    history.when(retry("b", generation=2)).when(round_started()).then(execute("b", 2))
+
+
 # ------------------------------------------------------------------------------------------------- 10: frontier
 
 
@@ -524,6 +530,11 @@ def test_rule_11_a_run_after_the_command_needs_another_generation_if_nothing_was
     history = history.when(failed("b", "unknown", run="run-2"))
     history.when(undone("b", nothing=True)).then(compensate("b", 2))
     history.when(undone("b")).then(compensate("a"))
+
+
+def test_rule_11_a_run_without_an_effect_needs_no_other_generation() -> None:
+    history = given(SHORT, completed("a"), failed("b", "unknown")).when_sent()
+    history.when(failed("b", "none", run="run-2"), undone("b", nothing=True)).then(compensate("a"))
 
 
 def test_rule_11_an_answer_to_an_older_generation_changes_nothing() -> None:

@@ -22,7 +22,7 @@ class StepStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         phase: ``waiting`` for its predecessors; ``running`` from its trigger to its outcome, queues included;
-            ``completed``; ``substituted`` by a compensation's ``continue``; ``failed`` and not compensated;
+            ``completed``; ``substituted`` by a compensation's ``continue``; ``failed`` with nothing to undo;
             ``compensating``; ``stuck``; ``undone``; ``skipped`` on the way back for want of a compensation.
         effect: as plain values; ``None`` as long as there is none.
     """
@@ -113,5 +113,10 @@ def _step_phase(contract: Saga, state: SagaState, step: str, saga_round: int, in
     if instance.first is None:
         return "running" if instance.triggered else "waiting"
     if instance.generation:
-        return "skipped" if contract[step].compensation is None else "undone"
+        if contract[step].compensation is None:
+            return "skipped"
+        answers = [one.how for one in state.undone if (one.step, one.round) == (step, saga_round)]
+        if instance.first == "completed" or answers[-1:] != ["nothing_to_undo"]:
+            return "undone"
+        return "failed"  # and its own compensation found nothing to undo
     return "completed" if instance.first == "completed" else "failed"

@@ -162,8 +162,6 @@ class SagaLog:
                     except StoreConflict:  # the store was begun anew while it was read
                         self._own.reload(tuple(self._own.shards))
                 self._show(consumer)
-            async with self._busy:
-                await self._own.save()  # only if the last save failed is there something to do
         finally:
             await consumer.close()
             self._own.drop(tuple(self._own.shards))

@@ -37,6 +37,7 @@ from choreo.messages.records import (
 )
 from choreo.observe.metrics import Metrics
 from choreo.saga_log import SagaLog
+from choreo.saga_log.timer import Timers
 from choreo.store import Advance, Checkpoint, Query, Store, open_store
 from choreo.store.memory import MemoryStore
 from tests.unit.by_hand import DIAMOND, LINE, T0, FakeClock, Pen, a_broker, a_pen, messages_of
@@ -542,6 +543,7 @@ async def test_a_settled_saga_comes_back_from_the_store_when_a_record_comes() ->
     async with running(broker, LINE, resting_max=0) as log:
         await pen.start("s")
         await pen.failed("s", "a")
+        await until(lambda: has(pen, SagaCompensated))
         await until(lambda: not log.states())
         await pen.completed("s", "a", run="another")
         await until(lambda: "s" in log.states())
@@ -552,6 +554,52 @@ async def test_a_settled_saga_comes_back_from_the_store_when_a_record_comes() ->
 
 async def has(pen: Pen, kind: type[Record]) -> bool:
     return any(isinstance(each, kind) for each in await pen.records())
+
+
+async def test_an_outcome_that_is_asked_for_again_during_a_repair_is_told_again() -> None:
+    broker = await a_broker(LINE)
+    pen = await a_pen(broker, LINE)
+    async with running(broker, LINE) as log:
+        await pen.start("s")
+        await pen.failed("s", "a")
+        await quiet(pen, log)
+        await pen.completed("s", "a", run="another")  # now b is in flight, so the saga is not settled
+        await quiet(pen, log)
+        for request in ("r2", "r3"):
+            await pen.start("s", request=request)
+            await quiet(pen, log)
+        assert kinds(await pen.records()) == ["SagaCompensated:"] * 3
+
+
+async def test_a_rebuild_never_moves_the_groups_offset_back() -> None:
+    broker = await a_broker(LINE)
+    pen = await a_pen(broker, LINE)
+    for name in ("s", "t"):
+        await pen.whole_line(name)
+    committed: list[int] = []
+    commit = broker._log.commit
+
+    async def noted(group: str, member: str, offsets: Any) -> None:
+        committed.extend(place.offset for place in offsets.values())
+        await commit(group, member, offsets)
+
+    broker._log.commit = noted  # type: ignore[method-assign]
+    for _ in range(2):
+        async with running(broker, LINE, records_max=1) as log:
+            await until(lambda log=log: folded_to_the_end(log, broker))  # type: ignore[misc]
+    assert committed == sorted(committed)
+    assert committed[-1] == len(await pen.log())
+
+
+async def test_a_log_that_ends_with_a_hole_is_read_to_its_end() -> None:
+    broker = await a_broker(LINE)
+    pen = await a_pen(broker, LINE)
+    await pen.whole_line("s")
+    appended = await pen.raw("s", b"?")
+    del broker._log._partitions[TopicPartition("choreo.order", 0)]._records[appended.offset]
+    async with running(broker, LINE) as log:
+        await until(lambda: log.not_ready_because() is None and "s" in log.states())
+        await until(lambda: has(pen, SagaCompleted))
 
 
 # The store.
@@ -798,12 +846,15 @@ async def parked(store: Store, tp: TopicPartition, number: int = 1) -> bool:
 
 async def test_a_contract_that_is_published_just_before_its_saga_starts_is_found_at_once() -> None:
     broker = await a_broker(LINE)
-    pen = await a_pen(broker, NEXT)
-    async with running(broker, LINE, clock=FakeClock()) as log:
-        await until(lambda: log.not_ready_because() is None)
+    pen, other = await a_pen(broker, NEXT), await a_pen(broker, Saga("order", Step("y"), version=9))
+    metrics = Metrics()
+    async with running(broker, LINE, clock=FakeClock(), metrics=metrics) as log:
+        await other.start("t")
+        await until(lambda: value(metrics, "choreo_records_parked", saga="order") == 1)
         await register(broker, [NEXT])
         await pen.start("s")
         await until(lambda: "s" in log.states())
+        assert value(metrics, "choreo_records_parked", saga="order") == 1
 
 
 async def test_a_join_whose_context_is_too_large_fails_and_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1064,3 +1115,48 @@ async def test_what_happened_is_counted_once_over_restarts_and_what_is_is_shown_
                 is None
             )
         )
+
+
+# Timers, without a saga-log.
+
+
+def test_a_fired_timer_waits_until_its_record_is_read_back() -> None:
+    timers = Timers()
+    timers.set("s", 100, offset=5)
+    assert timers.due(99, 10) == []
+    assert timers.due(100, 10) == ["s"]
+    timers.fired("s", 100, offset=9)
+    timers.set("s", 100, offset=8)  # another record of the saga was read first
+    assert timers.next_ms() is None
+    timers.set("s", 100, offset=9)
+    assert timers.next_ms() == 600
+    timers.set("s", 2_000, offset=10)
+    assert timers.next_ms() == 2_000
+    assert len(timers) == 1
+
+
+def test_timers_that_were_moved_or_taken_away_do_not_fire() -> None:
+    timers = Timers()
+    timers.set("a", 100, offset=1)
+    timers.set("b", 100, offset=1)
+    timers.set("a", 300, offset=2)
+    timers.set("b", None, offset=2)
+    assert timers.due(200, 10) == []
+    assert timers.due(300, 10) == ["a"]
+    assert timers.next_ms() is None
+
+
+def test_timers_that_are_moved_for_ever_take_no_room() -> None:
+    timers = Timers()
+    for at_ms in range(100_000):
+        timers.set("a", at_ms, offset=at_ms)
+    assert len(timers._heap) < 2_000
+    assert timers.due(10**9, 10) == ["a"]
+
+
+def test_at_most_so_many_timers_fire_at_once_the_earliest_first() -> None:
+    timers = Timers()
+    for number in range(10):
+        timers.set(f"s{number}", 100 - number, offset=1)
+    assert timers.due(100, 3) == ["s9", "s8", "s7"]
+    assert timers.due(100, 3) == ["s6", "s5", "s4"]

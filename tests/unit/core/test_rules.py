@@ -417,7 +417,11 @@ def test_rule_9_the_longest_of_several_backoffs_counts() -> None:
 
 
 def test_rule_9_no_round_starts_past_the_sagas_deadline() -> None:
-    rejected_at_b().when(retry("a", backoff_ms=LINE.deadline_ms)).then(COMPENSATED, note="retry_refused")
+    due_ms = START_MS + SHORT.deadline_ms
+    assert rejected_at_b().when(retry("a").at(due_ms)).state.round_ready
+    assert rejected_at_b().when(retry("a", backoff_ms=100).at(due_ms - 100)).state.round_ready
+    rejected_at_b().when(retry("a").at(due_ms + 1)).then(COMPENSATED, note="retry_refused")
+    rejected_at_b().when(retry("a", backoff_ms=101).at(due_ms - 100)).then(COMPENSATED, note="retry_refused")
 
 
 def test_rule_9_abort_beats_retry() -> None:
@@ -645,7 +649,8 @@ def test_rule_13_a_join_in_a_refused_chain_is_not_executed() -> None:
 def test_rule_13_a_refused_chain_is_undone_past_a_step_without_a_compensation_at_once() -> None:
     history = given(saga(step("a"), bare("b")), started(OTHER_START, "request-2")).when_sent()
     history = history.when(completed("a", start=OTHER_START)).then(note="unwanted")
-    history.when(completed("b", start=OTHER_START)).then(compensate("a", saga_round=0), note="unwanted")
+    history = history.when(completed("b", start=OTHER_START)).then(compensate("a", saga_round=0), note="unwanted")
+    assert history.state.undone == (), "the account is the saga's own"
 
 
 def test_rule_13_a_second_start_after_the_outcome_is_refused_and_undone_too() -> None:

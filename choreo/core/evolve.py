@@ -135,6 +135,7 @@ def step_completed(contract: Saga, state: SagaState, entry: Entry, record: StepC
 def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFailed, key: Key) -> Note | None:
     """A failure turns the saga round; a possible effect will be undone (rules 5, 15)."""
     instance = state.instance(key)
+    _paid(state, Decision("execute", *key))  # it stands in for a command that is too large to be written (rule 20)
     if not record.run:  # written by the saga-log: it gave up waiting
         if not instance.in_flight:
             return "stale"
@@ -217,6 +218,7 @@ def compensation_failed(
     if not record.run and not 0 < instance.compensation_due_ms < entry.at_ms - contract.grace_ms:
         return "early_timer"
     # Whether it ran again is still of use: an answer may come late, and "nothing to undo" does not cover a newer run.
+    _paid(state, Decision("compensate", *key, record.generation))  # as in ``step_failed`` (rule 20)
     state.update(key, awaits_answer=False, stuck=True, may_stand=True, compensation_failure=record.failure)
     _owe(state, Decision("stuck", key[0], key[1], record.generation))
     return None

@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from choreo.broker.port import Headers, Message
+from choreo.broker.dead_letter import dead_letter_headers
+from choreo.broker.port import Message
 from choreo.broker.topics import dead_letter_topic
 from choreo.errors import RecordTooLarge
 from choreo.observe.metrics import Metrics
 from choreo.saga_log.intake import Refused
-from choreo.saga_log.outbound import Outbound
+from choreo.saga_log.outbound import SOURCE, Outbound
 
 logger = logging.getLogger(__name__)
-
-_TEXT_BYTES_MAX = 2_000
 
 
 class DeadLetters:
@@ -33,7 +32,7 @@ class DeadLetters:
         Returns:
             False if the broker is away and we are no longer wanted.
         """
-        ours = _headers(message, why)
+        ours = dead_letter_headers(message, error=why.error_type, about=why.message, source=SOURCE)
         key = (message.key or b"").decode("utf-8", "replace")
         for value, headers in ((message.value, (*message.headers, *ours)), (message.value, ours), (b"", ours)):
             try:
@@ -58,14 +57,3 @@ class DeadLetters:
             why.message,
             extra={"saga": saga, "topic": message.topic, "partition": message.partition, "offset": message.offset},
         )
-
-
-def _headers(message: Message, why: Refused) -> Headers:
-    return (
-        ("choreo_error_type", why.error_type.encode()),
-        ("choreo_error_message", why.message.encode("utf-8", "replace")[:_TEXT_BYTES_MAX]),
-        ("choreo_original_topic", message.topic.encode()),
-        ("choreo_original_partition", b"%d" % message.partition),
-        ("choreo_original_offset", b"%d" % message.offset),
-        ("choreo_original_timestamp", b"%d" % message.timestamp_ms),
-    )

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 
-from choreo.broker.port import Headers, Message
+from choreo.broker.dead_letter import dead_letter_headers
+from choreo.broker.port import Message
 from choreo.broker.topics import dead_letter_topic
 from choreo.errors import BrokerError
 from choreo.observe.metrics import DeadLetterReason, Metrics
 from choreo.step.publish import Publisher
 
 logger = logging.getLogger(__name__)
-
-REASON_CHARS_MAX = 1_000
 
 
 class DeadLetters:
@@ -33,22 +32,10 @@ class DeadLetters:
             extra={"topic": message.topic, "partition": message.partition, "offset": message.offset},
         )
         key = (message.key or b"").decode("utf-8", "replace")
+        ours = dead_letter_headers(message, error=reason, about=about, source=f"/choreo/{self._service}")
         try:
-            await self._publisher.send(
-                topic, key=key, value=message.value, headers=self._headers(message, reason, about)
-            )
+            await self._publisher.send(topic, key=key, value=message.value, headers=(*message.headers, *ours))
         except BrokerError as error:
             # With its reason a record at the size limit can be over it. The original stays where it was found.
             logger.error("the record cannot be kept in %s: %s", topic, error)  # noqa: TRY400  # no bug to trace
         self._metrics.dead_letters.labels(message.topic, reason).inc()
-
-    def _headers(self, message: Message, reason: DeadLetterReason, about: str) -> Headers:
-        return (
-            *message.headers,
-            ("choreo_dead_letter_reason", reason.encode()),
-            ("choreo_dead_letter_message", about[:REASON_CHARS_MAX].encode("utf-8", "replace")),
-            ("choreo_dead_letter_service", self._service.encode()),
-            ("choreo_dead_letter_topic", message.topic.encode()),
-            ("choreo_dead_letter_partition", b"%d" % message.partition),
-            ("choreo_dead_letter_offset", b"%d" % message.offset),
-        )

@@ -878,6 +878,7 @@ async def test_a_join_whose_context_is_too_large_fails_and_is_undone(monkeypatch
             "none",
         )
         records = await serve(pen, log)
+        await until(lambda: log.states()["s"].is_settled)  # what was owed is told, if in other words
     assert Counter(kinds(records)) == {f"Compensate:s{n}": 1 for n in range(5)} | {"SagaCompensated:": 1}
 
 

@@ -48,11 +48,11 @@ async def test_an_undecodable_trigger_fails_its_step_from_the_headers_and_is_kep
     (letter,) = await world.dead_letters()
     assert (letter.key, letter.value) == (b"s-1", b"{no json")
     assert letter.headers[: len(headers_of(trigger))] == headers_of(trigger)
-    assert letter.header("choreo_dead_letter_reason") == b"undecodable"
-    assert (letter.header("choreo_dead_letter_message") or b"").startswith(b"not a record of choreo: ")
-    assert letter.header("choreo_dead_letter_topic") == b"choreo.order"
-    assert letter.header("choreo_dead_letter_offset") == b"0"
-    assert letter.header("choreo_dead_letter_service") == b"payment"
+    assert letter.header("choreo_error_type") == b"undecodable"
+    assert (letter.header("choreo_error_message") or b"").startswith(b"not a record of choreo: ")
+    assert letter.header("choreo_original_topic") == b"choreo.order"
+    assert letter.header("choreo_original_offset") == b"0"
+    assert letter.header("choreo_error_source") == b"/choreo/payment"
 
 
 async def test_an_undecodable_compensate_fails_from_the_headers() -> None:

@@ -42,6 +42,9 @@ app.command("choreo.cli.cancel:cancel")
 app.command("choreo.cli.describe:describe")
 app.command("choreo.cli.topics:topics")
 app.command("choreo.cli.replay:replay")
+gen = App(name="gen", help="Write the beginning of something.", help_format="plaintext")
+gen.command("choreo.cli.gen:saga")
+app.command(gen)
 
 
 def main() -> None:

@@ -1,0 +1,13 @@
+"""What tests of sagas are made of; needs no test framework, and no broker.
+
+``Runner`` runs contracts and services in this process, in virtual time; ``run_saga`` is that for one saga and for
+programs without an event loop. ``Ledger`` refuses effects that are created twice or undone out of order. ``given``,
+with the words of ``choreo.testing.spec``, checks what a history decides. ``virtual_time`` lets hours pass at once.
+"""
+
+from choreo.testing.clock import VirtualClock, virtual_time
+from choreo.testing.ledger import Ledger, LedgerViolation
+from choreo.testing.runner import Runner, run_saga
+from choreo.testing.spec import given
+
+__all__ = ["Ledger", "LedgerViolation", "Runner", "VirtualClock", "given", "run_saga", "virtual_time"]

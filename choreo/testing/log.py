@@ -1,0 +1,65 @@
+"""The log of a runner: that of ``memory://``, kept in one list, with readers that have all the time in the world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from choreo.broker.embedded.reading import EmbeddedReader
+from choreo.broker.memory import MemoryBroker, MemoryLog
+from choreo.broker.port import Appended, Headers, Message
+from choreo.broker.topics import CONTRACTS_TOPIC
+
+FAR_S = 10.0**7
+"""Some months: longer than any wait of a saga, so that nothing wakes for nothing and virtual time jumps far."""
+
+
+class Journal(MemoryLog):
+    """A log in memory that tells of every record as it is appended.
+
+    Attributes:
+        messages: all that was ever appended, in that order over all topics.
+    """
+
+    def __init__(self, now_ms: Callable[[], int], on_append: Callable[[Message], None]) -> None:
+        # Members live and die with the runner, which ends them in order: no lease ever has to lapse.
+        super().__init__(now_ms, session_timeout_ms=round(FAR_S * 4_000), heartbeat_ms=round(FAR_S * 1_000))
+        self.messages: list[Message] = []
+        self._of_key: dict[tuple[bool, str], list[Message]] = {}
+        self._on_append = on_append
+
+    def append(self, topic: str, key: str, value: bytes, headers: Headers) -> Appended:
+        appended = super().append(topic, key, value, headers)
+        message = Message(*appended, key.encode(), bytes(value), tuple(headers))
+        self.messages.append(message)
+        self._of_key.setdefault((is_saga_history(topic), key), []).append(message)
+        self._on_append(message)
+        return appended
+
+    def of_key(self, saga_id: str) -> Sequence[Message]:
+        """A saga's history: what has its key in the topics of sagas, dead letters left out."""
+        return self._of_key.get((True, saga_id), ())
+
+
+def is_saga_history(topic: str) -> bool:
+    """Whether the topic holds sagas, not contracts or dead letters."""
+    return topic != CONTRACTS_TOPIC and not topic.endswith(".dead-letters")
+
+
+class PatientReader(EmbeddedReader):
+    """Waits for news however long it takes; a poll without news would only wake somebody who polls again."""
+
+    async def poll(self, *, timeout_s: float, records_max: int = 500) -> Sequence[Message]:
+        return await super().poll(timeout_s=max(timeout_s, FAR_S), records_max=records_max)
+
+
+class JournalBroker(MemoryBroker):
+    """A handle on a journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__("memory://runner", journal)
+        self._journal = journal
+
+    async def reader(self) -> PatientReader:
+        reader = PatientReader(self._journal)
+        self._keep(reader)
+        return reader

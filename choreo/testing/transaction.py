@@ -1,0 +1,247 @@
+"""All handlers of one saga in one database transaction (SQLAlchemy): committed when it completes, else rolled back.
+
+A saga's first handler that asks for the database begins the transaction; its outcome ends it. Each attempt runs in a
+savepoint, so that a failed one leaves nothing behind and the next one can go on. Handlers of parallel branches take
+turns: a connection does one thing at a time. What a ``Session`` commits is its savepoint; the saga decides the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import types
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from choreo.errors import ConfigurationError, DefinitionError
+from choreo.step import CompensationContext, Context, Service
+from choreo.step.handler import Handler
+from choreo.testing.clock import VirtualClock
+
+CONTEXT = "_choreo_context"
+
+
+class Transactions:
+    """The transactions of a runner's sagas, by saga id.
+
+    Args:
+        source: an ``Engine``, ``sessionmaker``, ``AsyncEngine`` or ``async_sessionmaker``.
+
+    Raises:
+        ConfigurationError: it is something else, or SQLAlchemy is not installed.
+    """
+
+    def __init__(self, source: Any) -> None:
+        try:
+            import sqlalchemy.orm
+            from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
+        except ImportError as error:
+            raise ConfigurationError("transaction= needs SQLAlchemy: pip install 'choreo-sagas[sqlalchemy]'") from error
+        sync_kinds = (sqlalchemy.Connection, sqlalchemy.orm.Session)
+        async_kinds = (sqlalchemy_asyncio.AsyncConnection, sqlalchemy_asyncio.AsyncSession)
+        self._engine: Any = source
+        self._make_session: Callable[..., Any] = source
+        match source:
+            case sqlalchemy.Engine():
+                self.is_async, self._make_session = False, sqlalchemy.orm.Session
+            case sqlalchemy.orm.sessionmaker():
+                self.is_async, self._engine = False, source.kw.get("bind")
+            case sqlalchemy_asyncio.AsyncEngine():
+                self.is_async, self._make_session = True, sqlalchemy_asyncio.AsyncSession
+            case sqlalchemy_asyncio.async_sessionmaker():
+                self.is_async, self._engine = True, source.kw.get("bind")
+            case _:
+                raise ConfigurationError(
+                    f"transaction={source!r} is no SQLAlchemy Engine, sessionmaker, AsyncEngine or async_sessionmaker"
+                )
+        if self._engine is None:
+            raise ConfigurationError("the session factory is bound to no engine; make it with bind=…")
+        self._kinds: tuple[type, type] = async_kinds if self.is_async else sync_kinds
+        self._foreign: tuple[type, type] = sync_kinds if self.is_async else async_kinds
+        self._clock: VirtualClock | None = None
+        self._open: dict[str, _Transaction] = {}
+        self._ending: dict[str, asyncio.Task[None]] = {}
+
+    def open(self, clock: VirtualClock | None) -> None:
+        """Begin; the clock, if its time is virtual, is told of work in the database's driver."""
+        self._clock = clock
+
+    def bind(self, service: Service) -> Service:
+        """The same service with the database filled in where its handlers ask for it.
+
+        Raises:
+            DefinitionError: a handler asks for the wrong kind, sync or async; with all problems found.
+        """
+        bound = Service(service.name)
+        problems: list[str] = []
+        for (_, _, step), hosted in service.hosted().items():
+            bound.step(hosted.saga, step)(self._bound(hosted.handler, Context, problems))
+            if hosted.compensation is not None:
+                undo = self._bound(hosted.compensation, CompensationContext, problems)
+                bound.compensation(hosted.saga, step)(undo)
+        if problems:
+            raise DefinitionError(f"service {service.name!r}", tuple(problems))
+        return bound
+
+    def end(self, saga_id: str, *, completed: bool) -> None:
+        """The saga has an outcome: begin to commit or to roll back. ``ended`` waits for it."""
+        transaction = self._open.pop(saga_id, None)
+        if transaction is not None:
+            work = transaction.commit() if completed else transaction.rollback()
+            self._ending[saga_id] = asyncio.create_task(work, name=f"runner/transaction/{saga_id}")
+
+    async def ended(self, saga_id: str) -> None:
+        """Wait until what ``end`` began is done. Raises what the database raised."""
+        ending = self._ending.pop(saga_id, None)
+        if ending is not None:
+            await ending
+
+    async def close(self) -> None:
+        """Roll back what no outcome has ended."""
+        for saga_id in tuple(self._open):
+            self.end(saga_id, completed=False)
+        for saga_id in tuple(self._ending):
+            await self.ended(saga_id)
+
+    def _bound(self, handler: Handler, context_type: type, problems: list[str]) -> Callable[..., Any]:
+        function = handler.function
+        signature = inspect.signature(function)
+        hints = _hints_of(function)
+        wanted: dict[str, bool] = {}  # parameter → whether it is a session
+        for name in signature.parameters:
+            for kind in _types_in(hints.get(name)):
+                if issubclass(kind, self._kinds):
+                    wanted[name] = issubclass(kind, self._kinds[1])
+                elif issubclass(kind, self._foreign):
+                    problems.append(
+                        f"handler {handler.name!r}: parameter {name!r} is a {kind.__name__}, "
+                        f"but the transaction's engine is {'async' if self.is_async else 'sync'}"
+                    )
+        if not wanted:
+            return function
+
+        # Async also where the function is not: the turn at the connection is waited for on the loop, and a
+        # connection stays in the thread where it was made.
+        @functools.wraps(function)
+        async def call(*positional: Any, **keywords: Any) -> Any:
+            context = keywords.pop(CONTEXT)
+            async with self._attempt(context.saga_id) as attempt:
+                for name, is_session in wanted.items():
+                    keywords[name] = attempt.session() if is_session else attempt.connection
+                result = function(*positional, **keywords)
+                return await result if handler.is_async else result
+
+        parameters = [each for name, each in signature.parameters.items() if name not in wanted]
+        has_variable = parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+        asking = inspect.Parameter(CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=context_type)
+        parameters.insert(len(parameters) - 1 if has_variable else len(parameters), asking)
+        call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {**hints, CONTEXT: context_type}
+        return call
+
+    @asynccontextmanager
+    async def _attempt(self, saga_id: str) -> AsyncIterator[_Attempt]:
+        transaction = self._open.get(saga_id)
+        if transaction is None:
+            transaction = self._open[saga_id] = _Transaction(self._engine, is_async=self.is_async)
+        async with transaction.turn:
+            outside: AbstractContextManager[None] = nullcontext()
+            if self.is_async and self._clock is not None:
+                outside = self._clock.outside_work()
+            with outside:
+                async with transaction.attempt(self._make_session) as attempt:
+                    yield attempt
+
+
+class _Attempt:
+    """What one attempt of a handler has of the transaction."""
+
+    def __init__(self, connection: Any, make_session: Callable[..., Any]) -> None:
+        self.connection = connection
+        self.sessions: list[Any] = []
+        self._make_session = make_session
+
+    def session(self) -> Any:
+        if not self.sessions:
+            made = self._make_session(bind=self.connection, join_transaction_mode="create_savepoint")
+            self.sessions.append(made)
+        return self.sessions[0]
+
+
+class _Transaction:
+    """One connection and its transaction, sync or async alike."""
+
+    def __init__(self, engine: Any, *, is_async: bool) -> None:
+        self.turn = asyncio.Lock()
+        self._engine = engine
+        self._is_async = is_async
+        self._connection: Any = None
+
+    @asynccontextmanager
+    async def attempt(self, make_session: Callable[..., Any]) -> AsyncIterator[_Attempt]:
+        connection = await self._begun()
+        async with AsyncExitStack() as stack:
+            savepoint = await self._do(connection.begin_nested())
+            attempt = _Attempt(connection, make_session)
+            stack.push_async_callback(self._close_all, attempt)
+            try:
+                yield attempt
+                for session in attempt.sessions:
+                    await self._do(session.commit())
+            except BaseException:
+                await self._close_all(attempt)
+                await self._do(savepoint.rollback())
+                raise
+            await self._do(savepoint.commit())
+
+    async def commit(self) -> None:
+        async with self.turn:
+            if self._connection is not None:
+                await self._do(self._connection.commit())
+                await self._do(self._connection.close())
+
+    async def rollback(self) -> None:
+        async with self.turn:
+            if self._connection is not None:
+                await self._do(self._connection.rollback())
+                await self._do(self._connection.close())
+
+    async def _begun(self) -> Any:
+        if self._connection is None:
+            self._connection = await self._do(self._engine.connect())
+            await self._do(self._connection.begin())
+            if self._engine.dialect.name == "sqlite":
+                await self._begin_sqlite()
+        return self._connection
+
+    async def _begin_sqlite(self) -> None:
+        # Python's sqlite3 begins a transaction before the first change only, and the release of a savepoint outside
+        # of one would commit (docs.sqlalchemy.org, "Serializable isolation / Savepoints / Transactional DDL").
+        raw = await self._do(self._connection.get_raw_connection()) if self._is_async else self._connection.connection
+        driver = raw.driver_connection
+        if not driver.in_transaction:
+            await self._do(self._connection.exec_driver_sql("BEGIN"))
+
+    async def _close_all(self, attempt: _Attempt) -> None:
+        while attempt.sessions:
+            await self._do(attempt.sessions.pop().close())
+
+    async def _do(self, result: Any) -> Any:
+        return await result if self._is_async else result
+
+
+def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    target = function
+    while isinstance(target, functools.partial):
+        target = target.func
+    if not (inspect.isfunction(target) or inspect.ismethod(target)):
+        target = type(target).__call__
+    return get_type_hints(target)  # it was resolved once already, when the handler was bound
+
+
+def _types_in(annotation: Any) -> tuple[type, ...]:
+    """The classes of an annotation: itself, or the members of a union (``Session | None``)."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return tuple(member for member in members if isinstance(member, type))

@@ -17,6 +17,7 @@
         ├── SagaNotFound       no record under this id
         ├── SagaFailed         it was compensated (raised by ``Client.run``)
         ├── StartRefused       the id is taken by a saga with another input
+        ├── NotStuck           an operator's act finds nothing to act on
         └── WaitTimeout        the wait ended; the saga goes on (retriable)
 
 ``retriable`` says whether the same call may succeed later without a change by a person.
@@ -107,6 +108,10 @@ class SagaNotFound(SagaError):
 
 class StartRefused(SagaError):
     """The id belongs to a saga that was started with another input."""
+
+
+class NotStuck(SagaError):
+    """An operator wants to act on a compensation that is not stuck (any more)."""
 
 
 class WaitTimeout(SagaError):

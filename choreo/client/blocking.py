@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from choreo.client.client import WAIT_S_DEFAULT, Client
+from choreo.client.client import WAIT_S_DEFAULT, Act, Client
 from choreo.contract.saga import Saga
 from choreo.core.status import SagaStatus
 from choreo.errors import ConfigurationError
@@ -83,6 +83,10 @@ class BlockingClient:
     def cancel(self, saga: Saga, saga_id: str, *, reason: str = "", requested_by: str = "") -> None:
         """See ``Client.cancel``."""
         self._call(self._open().cancel(saga, saga_id, reason=reason, requested_by=requested_by))
+
+    def act(self, saga: Saga, saga_id: str, act: Act, step: str, *, operator: str, reason: str) -> None:
+        """See ``Client.act``."""
+        self._call(self._open().act(saga, saga_id, act, step, operator=operator, reason=reason))
 
     async def _enter(self) -> Client:
         client = Client(self._broker, **self._options)

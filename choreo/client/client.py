@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from random import Random, SystemRandom
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import msgspec
 
@@ -13,20 +13,31 @@ from choreo.broker import open_broker
 from choreo.broker.port import Broker, Producer
 from choreo.broker.registry import Registry, ensure_saga_topics, register
 from choreo.broker.topics import saga_topic
-from choreo.client.watch import Outcome, OutcomeWatch
+from choreo.client.outcome import completed_or_raise, within
+from choreo.client.watch import OutcomeWatch
 from choreo.clock import Clock, SystemClock
 from choreo.contract.saga import Saga
 from choreo.core.commands import record_of
 from choreo.core.state import Decision, SagaState
 from choreo.core.status import SagaStatus, status_of
-from choreo.errors import ConfigurationError, SagaFailed, SagaNotFound, WaitTimeout
+from choreo.errors import ConfigurationError, NotStuck, SagaNotFound
 from choreo.ids import SAGA_ID_PATTERN, input_hash, is_saga_id
 from choreo.messages.codec import encode, encode_user_value
 from choreo.messages.headers import CONTENT_TYPES, JSON, make_headers
-from choreo.messages.records import NO_START, CancelRequested, Record, SagaCompensated, SagaCompleted, SagaStarted
+from choreo.messages.records import (
+    NO_START,
+    CancelRequested,
+    OperatorActed,
+    Record,
+    SagaCompensated,
+    SagaCompleted,
+    SagaStarted,
+)
 from choreo.saga_log.replay import fold_saga
 
 WAIT_S_DEFAULT = 300.0
+
+Act = Literal["retry", "skip", "resolve"]
 
 
 class Client:
@@ -130,7 +141,7 @@ class Client:
         watch = await self._watch(saga)
         with watch.expect(record.saga_id, record.start) as outcome:
             await self._send(record, traceparent)
-            return _completed(await _within(outcome, record.saga_id, timeout_s))
+            return completed_or_raise(await within(outcome, record.saga_id, timeout_s))
 
     async def wait(self, saga: Saga, saga_id: str, *, timeout_s: float | None = WAIT_S_DEFAULT) -> SagaCompleted:
         """Wait for the outcome of a saga that was started earlier, by whomever.
@@ -146,8 +157,8 @@ class Client:
                 completed = state.outcome.kind == "completed"
                 told = record_of(contract, state, Decision("complete" if completed else "compensated"))
                 assert isinstance(told, (SagaCompleted, SagaCompensated)), "an outcome is one of the two"
-                return _completed(told)
-            return _completed(await _within(outcome, saga_id, timeout_s))
+                return completed_or_raise(told)
+            return completed_or_raise(await within(outcome, saga_id, timeout_s))
 
     async def status(self, saga: Saga, saga_id: str) -> SagaStatus:
         """Where a saga is: a fold of the log as it is now, so it answers while steps run and after restarts.
@@ -174,6 +185,47 @@ class Client:
             request=self._request(),
             reason=reason,
             requested_by=requested_by,
+        )
+        await self._prepare(saga)
+        await self._send(record, None)
+
+    async def act(self, saga: Saga, saga_id: str, act: Act, step: str, *, operator: str, reason: str) -> None:
+        """Answer a stuck compensation as an operator. Returns when the log has the act.
+
+        Args:
+            saga: its contract.
+            saga_id: the stuck saga.
+            act: ``retry`` the compensation; ``skip`` it, as undone by hand; ``resolve`` the saga: all that is left is
+                undone by hand, and the saga ends.
+            step: the step whose compensation is stuck.
+            operator, reason: who and why, for the audit.
+
+        Raises:
+            SagaNotFound: nothing is known of the saga.
+            NotStuck: no compensation of that step is stuck (any more).
+        """
+        _, state = await self._fold(saga, saga_id)
+        stuck = {key: instance for key, instance in state.instances.items() if instance.stuck}
+        key = max((key for key in stuck if key[0] == step), key=lambda key: key[1], default=None)
+        if key is None:
+            steps = ", ".join(sorted({name for name, _ in stuck})) or "none"
+            raise NotStuck(
+                saga_id,
+                f"saga {saga_id!r} is not stuck at step {step!r}: it is {state.phase.value}, stuck steps are: {steps}",
+            )
+        start, wire_round = state.wire_round(key[1])
+        record = OperatorActed(
+            saga=saga.name,
+            version=state.version,
+            saga_id=saga_id,
+            start=start,
+            step=step,
+            round=wire_round,
+            act=act,
+            generation=stuck[key].generation,
+            request=self._request(),
+            operator=operator,
+            reason=reason,
         )
         await self._prepare(saga)
         await self._send(record, None)
@@ -253,36 +305,3 @@ class Client:
         if self._open is None:
             raise ConfigurationError("the client is not open; use it in an 'async with' block")
         return self._open
-
-
-async def _within(outcome: asyncio.Future[Outcome], saga_id: str, timeout_s: float | None) -> Outcome:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await asyncio.shield(outcome)
-    except TimeoutError:
-        raise WaitTimeout(
-            saga_id, f"saga {saga_id!r} has no outcome after {timeout_s:g} s of waiting; it goes on. Ask again later"
-        ) from None
-
-
-def _completed(outcome: Outcome) -> SagaCompleted:
-    if isinstance(outcome, SagaCompleted):
-        return outcome
-    failure = outcome.failure
-    if failure is None:
-        why = f"it was cancelled{': ' + outcome.reason if outcome.reason else ''}"
-        raise SagaFailed(outcome.saga_id, f"saga {outcome.saga_id!r} was compensated: {why}", outcome=outcome)
-    undone = ", ".join(one.step for one in outcome.compensations) or "nothing"
-    code = f" ({failure.code})" if failure.code else ""
-    error = SagaFailed(
-        outcome.saga_id,
-        f"saga {outcome.saga_id!r} was compensated: step {outcome.step!r} {failure.kind.replace('_', ' ')}{code}: "
-        f"{failure.message or 'no message'}; undone: {undone}",
-        outcome=outcome,
-        step=outcome.step or "",
-        kind=failure.kind,
-        code=failure.code,
-    )
-    if failure.traceback:
-        error.add_note(f"Traceback in the service:\n{failure.traceback}")
-    raise error

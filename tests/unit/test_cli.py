@@ -90,7 +90,21 @@ def test_a_wrong_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    "verb", ["demo", "run", "saga-log", "start", "status", "cancel", "describe", "topics", "replay"]
+    "verb",
+    [
+        "demo",
+        "run",
+        "saga-log",
+        "start",
+        "status",
+        "cancel",
+        "describe",
+        "topics",
+        "replay",
+        "retry",
+        "skip",
+        "resolve",
+    ],
 )
 def test_help_of_every_verb_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([verb, "--help"]) == Exit.DONE
@@ -127,6 +141,13 @@ def test_every_line_of_a_file_starts_a_saga_and_bad_lines_are_named(
     assert "line 3 is not JSON" in said.err
     assert "line 5 has no field 'order'" in said.err
     assert "2 started, 2 unusable lines" in said.err
+
+
+def test_an_operator_is_told_when_nothing_is_stuck(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broker = ["--broker", f"sqlite:///{tmp_path}/log.db"]
+    assert run_command(["start", f"{__name__}:TEA", "{}", "--id", "t-1", *broker]) == Exit.DONE
+    assert run_command(["skip", "tea", "t-1", "boil", "--reason", "cold", *broker]) == Exit.NO
+    assert "not stuck at step 'boil': it is forward" in capsys.readouterr().err
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,49 +5,81 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from choreo import BlockingClient, Client, CompensationContext, Context, Reject, Saga, SagaFailed, Service, Step
+from choreo import (
+    BlockingClient,
+    Client,
+    CompensationContext,
+    Context,
+    Reject,
+    Retries,
+    Saga,
+    SagaFailed,
+    Service,
+    Step,
+)
 from choreo.broker import Broker, open_broker
 from choreo.broker.registry import ensure_saga_topics
+from choreo.client.client import Act
 from choreo.core.state import Phase
-from choreo.errors import ConfigurationError, DefinitionError, SagaNotFound, StartRefused, Unencodable, WaitTimeout
+from choreo.errors import (
+    ConfigurationError,
+    DefinitionError,
+    NotStuck,
+    SagaNotFound,
+    StartRefused,
+    Unencodable,
+    WaitTimeout,
+)
 from choreo.messages.headers import MSGPACK
 from choreo.saga_log import SagaLog
 from choreo.step import StepRuntime
 from choreo.store import open_store
 
-TRIP = Saga("trip", Step("book_flight", compensation="cancel_flight"), Step("book_hotel"), deadline="1h")
+TRIP = Saga(
+    "trip",
+    Step("book_flight", compensation="cancel_flight", compensation_retries=Retries(limit=4, backoff_ms_base=1)),
+    Step("book_hotel"),
+    deadline="1h",
+)
 
 
 @dataclass
 class Trip:
-    """A system that runs the trip saga; ``gate`` holds the second step until it is set."""
+    """A system that runs the trip saga.
+
+    ``gate`` holds the second step until it is set; the compensation of the first fails ``refusals`` times.
+    """
 
     broker: Broker
-    gate: asyncio.Event
-    cancelled_flights: list[Any]
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled_flights: list[Any] = field(default_factory=list)
+    refusals: int = 0
 
 
-def travel(gate: asyncio.Event, cancelled: list[Any]) -> Service:
+def travel(trip: Trip) -> Service:
     service = Service("travel")
 
     @service.step(TRIP, "book_flight")
-    async def book_flight(trip: dict[str, Any], ctx: Context) -> dict[str, Any]:
-        return {"seat": "12A", "to": trip["to"], "trace": ctx.traceparent or ""}
+    async def book_flight(wish: dict[str, Any], ctx: Context) -> dict[str, Any]:
+        return {"seat": "12A", "to": wish["to"], "trace": ctx.traceparent or ""}
 
     @service.compensation(TRIP, "book_flight")
     async def cancel_flight(ctx: CompensationContext) -> None:
-        cancelled.append(ctx.effect)
+        if trip.refusals:
+            trip.refusals -= 1
+            raise ConnectionError("the airline does not answer")
+        trip.cancelled_flights.append(ctx.effect)
 
     @service.step(TRIP, "book_hotel")
-    async def book_hotel(trip: dict[str, Any]) -> str:
-        await gate.wait()
-        if trip["to"] == "Atlantis":
+    async def book_hotel(wish: dict[str, Any]) -> str:
+        await trip.gate.wait()
+        if wish["to"] == "Atlantis":
             raise Reject("there is no hotel", code="no_hotel")
         return "room 7"
 
@@ -57,18 +89,18 @@ def travel(gate: asyncio.Event, cancelled: list[Any]) -> Service:
 @asynccontextmanager
 async def running(name: str) -> AsyncIterator[Trip]:
     broker = await open_broker(f"memory://{name}")
-    gate, cancelled = asyncio.Event(), []
-    gate.set()
+    system = Trip(broker)
+    system.gate.set()
     await ensure_saga_topics(broker, [TRIP], partitions=2)
-    steps = StepRuntime(travel(gate, cancelled), broker)
+    steps = StepRuntime(travel(system), broker)
     saga_log = SagaLog(broker, await open_store("memory://"), [TRIP])
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(steps.run())
         tasks.create_task(saga_log.run())
         try:
-            yield Trip(broker, gate, cancelled)
+            yield system
         finally:
-            gate.set()
+            system.gate.set()
             await steps.stop()
             await saga_log.stop()
     await broker.close()
@@ -76,7 +108,7 @@ async def running(name: str) -> AsyncIterator[Trip]:
 
 @pytest.fixture
 async def trip(request: pytest.FixtureRequest) -> AsyncIterator[Trip]:
-    async with running(request.node.name) as system:
+    async with running(request.node.originalname) as system:
         yield system
 
 
@@ -173,6 +205,29 @@ async def test_many_runs_side_by_side_each_get_their_own_outcome(trip: Trip) -> 
     async with Client(trip.broker) as client:
         outcomes = await asyncio.gather(*(client.run(TRIP, {"to": f"city {n}"}, id=f"t-{n}") for n in range(100)))
     assert [outcome.saga_id for outcome in outcomes] == [f"t-{n}" for n in range(100)]
+
+
+@pytest.mark.parametrize("act", ["retry", "skip", "resolve"])
+async def test_an_operator_frees_a_stuck_saga(act: Act, trip: Trip) -> None:
+    trip.refusals = 5  # one more than the compensation is tried again
+    async with Client(trip.broker) as client:
+        await client.start(TRIP, {"to": "Atlantis"}, id="t-1")
+        async with asyncio.timeout(20):
+            while (await client.status(TRIP, "t-1")).phase is not Phase.STUCK:
+                await asyncio.sleep(0.01)
+        await client.act(TRIP, "t-1", act, "book_flight", operator="ada", reason="seen to")
+        with pytest.raises(SagaFailed, match="no_hotel") as failed:
+            await client.wait(TRIP, "t-1", timeout_s=20)
+    assert len(trip.cancelled_flights) == (1 if act == "retry" else 0)
+    how = {"retry": "undone", "skip": "skipped", "resolve": "resolved"}[act]
+    assert [one.how for one in failed.value.outcome.compensations] == [how]  # type: ignore[attr-defined]
+
+
+async def test_an_operator_is_told_when_nothing_is_stuck(trip: Trip) -> None:
+    async with Client(trip.broker) as client:
+        await client.run(TRIP, {"to": "Rome"}, id="t-1", timeout_s=20)
+        with pytest.raises(NotStuck, match="not stuck at step 'book_flight': it is completed, stuck steps are: none"):
+            await client.act(TRIP, "t-1", "retry", "book_flight", operator="ada", reason="curious")
 
 
 async def test_an_unknown_id_is_a_clear_not_found(trip: Trip) -> None:

@@ -1,0 +1,44 @@
+"""An outcome as the caller of ``run`` and ``wait`` gets it: a value, or an error that says what failed."""
+
+from __future__ import annotations
+
+import asyncio
+
+from choreo.client.watch import Outcome
+from choreo.errors import SagaFailed, WaitTimeout
+from choreo.messages.records import SagaCompleted
+
+
+async def within(outcome: asyncio.Future[Outcome], saga_id: str, timeout_s: float | None) -> Outcome:
+    """The outcome, waited for. Raises ``WaitTimeout``; ``None`` waits for ever."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.shield(outcome)
+    except TimeoutError:
+        raise WaitTimeout(
+            saga_id, f"saga {saga_id!r} has no outcome after {timeout_s:g} s of waiting; it goes on. Ask again later"
+        ) from None
+
+
+def completed_or_raise(outcome: Outcome) -> SagaCompleted:
+    """A completed saga's record. Raises ``SagaFailed`` with the remote traceback as a note for a compensated one."""
+    if isinstance(outcome, SagaCompleted):
+        return outcome
+    failure = outcome.failure
+    if failure is None:
+        why = f"it was cancelled{': ' + outcome.reason if outcome.reason else ''}"
+        raise SagaFailed(outcome.saga_id, f"saga {outcome.saga_id!r} was compensated: {why}", outcome=outcome)
+    undone = ", ".join(one.step for one in outcome.compensations) or "nothing"
+    code = f" ({failure.code})" if failure.code else ""
+    error = SagaFailed(
+        outcome.saga_id,
+        f"saga {outcome.saga_id!r} was compensated: step {outcome.step!r} {failure.kind.replace('_', ' ')}{code}: "
+        f"{failure.message or 'no message'}; undone: {undone}",
+        outcome=outcome,
+        step=outcome.step or "",
+        kind=failure.kind,
+        code=failure.code,
+    )
+    if failure.traceback:
+        error.add_note(f"Traceback in the service:\n{failure.traceback}")
+    raise error

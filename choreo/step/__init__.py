@@ -1,10 +1,11 @@
 """The runtime of step services: handlers bound to the steps of contracts, run by the records of the log.
 
 A record passes ``route`` (is it ours?), ``partition`` (offsets, back-pressure), ``lanes`` (one at a time for each
-saga and step), ``perform`` (what is to be done), ``trigger`` (as a ``job``), ``attempts`` (retries, timeouts),
-``answer`` and ``publish``. ``worker`` polls and commits; ``place`` and ``answered`` know a partition's time and
-what was answered before a crash; ``refusal`` and ``dead_letter`` deal with what cannot be understood; ``counts``
-counts and ``runtime`` puts it together. For users: ``service``, ``handler``, ``context``, ``verdict``, ``options``.
+saga and step), ``perform`` (what is to be done), ``trigger`` (as a ``job``), ``attempts`` (retries of a ``call``,
+``retried`` says for what), ``answer`` (with a ``failure``) and ``publish``. ``worker`` polls and commits; ``place`` and
+``answered`` know a partition's time and what was answered before a crash; ``refusal`` and ``dead_letter`` deal with
+what cannot be understood; ``counts`` counts and ``runtime`` puts it together. For users: ``service``, ``handler``,
+``context``, ``verdict``, ``options``.
 """
 
 from choreo.step.context import CompensationContext, Context

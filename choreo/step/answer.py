@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
-from typing import Any
 
 import msgspec
 
@@ -13,21 +11,18 @@ from choreo.messages.codec import encode_user_value
 from choreo.messages.records import (
     CompensationFailed,
     Failure,
-    FailureKind,
     KnownEffect,
     StepCompensated,
     StepCompleted,
     StepFailed,
     Verdict,
 )
-from choreo.step.attempts import AttemptTimeout, Ended
+from choreo.step.attempts import Ended
+from choreo.step.failure import crash, failure_of
 from choreo.step.job import CompensationJob, StepJob
-from choreo.step.verdict import Abort, AbortRetries, Continue, InvalidInput, NothingToUndo, Reject, Retry
+from choreo.step.verdict import Abort, AbortRetries, Continue, NothingToUndo, Reject, Retry
 
 logger = logging.getLogger(__name__)
-
-TEXT_CHARS_MAX = 4_096
-TRACEBACK_CHARS_MAX = 16_384
 
 
 class MalformedAnswer(Exception):  # noqa: N818  # only the failure's type in a record, never raised
@@ -160,46 +155,3 @@ def compensation_failed(job: CompensationJob, failure: Failure, ended: Ended | N
         attempts=ended.attempts if ended else 0,
         duration_ms=ended.duration_ms if ended else 0,
     )
-
-
-def failure_of(error: BaseException) -> Failure:
-    """An exception of a handler as a failure."""
-    if isinstance(error, Reject):
-        return Failure(kind="rejected", code=text(error.code), message=text(error.reason or error))
-    if isinstance(error, InvalidInput):
-        return Failure(kind="rejected", code="invalid_input", message=text(error))
-    if isinstance(error, AttemptTimeout):
-        return Failure(kind="timed_out", code=error.code, message=text(error))
-    return crash(error)
-
-
-def crash(error: BaseException, *, code: str = "") -> Failure:
-    """A failure with type, message and traceback; the traceback's end is kept, where the cause is."""
-    kind = type(error)
-    trace = "".join(traceback.format_exception(error))
-    return Failure(
-        kind="crashed",
-        code=code,
-        message=text(error),
-        exception_type=text(f"{kind.__module__}.{kind.__qualname__}"),
-        traceback=_clean(trace[-TRACEBACK_CHARS_MAX:]),
-    )
-
-
-def plain_failure(kind: FailureKind, code: str, message: str) -> Failure:
-    """A failure of choreo's own finding."""
-    return Failure(kind=kind, code=code, message=text(message))
-
-
-def text(value: Any) -> str:
-    """What a user's object says of itself, within the wire's limits."""
-    try:
-        said = str(value)
-    except Exception as error:  # noqa: BLE001  # an object that cannot say what it is must not stop the answer
-        said = f"<{type(value).__name__}, and its text raised {type(error).__name__}>"
-    return _clean(said[:TEXT_CHARS_MAX])
-
-
-def _clean(said: str) -> str:
-    # Half a surrogate pair is legal in a str and not in UTF-8.
-    return said.encode("utf-8", "replace").decode("utf-8")

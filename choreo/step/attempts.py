@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from contextvars import copy_context
 from random import Random
 from typing import Any, NamedTuple
 
@@ -21,21 +20,12 @@ from prometheus_client import Counter
 from choreo.clock import Clock
 from choreo.contract.policy import Retries
 from choreo.observe.metrics import AttemptResult
+from choreo.step.call import AttemptTimeout, Lingering, call_async, call_in_thread
 from choreo.step.context import BaseContext
-from choreo.step.handler import Handler, UnfitInput
+from choreo.step.handler import Handler
 from choreo.step.job import Job
 from choreo.step.lanes import Lane
 from choreo.step.verdict import InvalidInput, Reject
-
-
-class AttemptTimeout(Exception):  # noqa: N818  # stands in for the exception that a cancelled handler does not have
-    """The attempt was cancelled. ``code`` is ``timeout`` (its own bound) or ``deadline`` (the answer is due)."""
-
-    def __init__(self, code: str, seconds: float) -> None:
-        self.code = code
-        super().__init__(
-            f"cancelled after its timeout of {seconds:g} s" if code == "timeout" else "cancelled: its answer is due"
-        )
 
 
 class Ended(NamedTuple):
@@ -55,7 +45,7 @@ class Ended(NamedTuple):
     attempts: int
     duration_ms: int
     in_doubt: bool
-    lingering: asyncio.Future[Any] | None
+    lingering: Lingering | None
 
 
 class Attempts:
@@ -95,7 +85,7 @@ class Attempts:
         attempt, in_doubt = 0, False
         value: Any = None
         error: BaseException | None = AttemptTimeout("deadline", 0)
-        lingering: asyncio.Future[Any] | None = None
+        lingering: Lingering | None = None
         while True:
             if not lane.slots.try_take():
                 await lane.rest(lane.slots.take())
@@ -108,13 +98,15 @@ class Attempts:
                 code = "timeout" if timeout_s <= due_at - now else "deadline"
                 made = context(job, attempt, now + limit_s, clock)
                 if handler.is_async:
-                    value, error = await _call(handler, made, limit_s, code)
+                    value, error = await call_async(handler, made, limit_s, code)
                 else:
-                    value, error, lingering = await self._call_in_thread(handler, made, limit_s, code)
+                    value, error, lingering = await call_in_thread(handler, made, self._executor, limit_s, code)
             finally:
                 lane.slots.give_back()
             counters[_result_of(error, definite)].inc()
             if error is None or isinstance(error, definite) or attempt > retries.limit:
+                break
+            if not handler.retried.includes(error):
                 break
             wait_s = self._backoff_s(retries, attempt)
             if clock.monotonic() + wait_s >= due_at:
@@ -132,57 +124,6 @@ class Attempts:
     def _backoff_s(self, retries: Retries, retry: int) -> float:
         longest_s = retries.backoff_ms(retry) / 1_000
         return self._random.uniform(0, longest_s) if retries.jitter else longest_s
-
-    async def _call_in_thread(
-        self, handler: Handler, context: BaseContext[Any], limit_s: float, code: str
-    ) -> tuple[Any, BaseException | None, asyncio.Future[Any] | None]:
-        try:
-            positional, keywords = handler.arguments(context)
-        except UnfitInput as unfit:
-            return None, unfit, None
-        in_context = copy_context()  # so that what the handler logs has the lane's fields
-
-        def call() -> tuple[Any, BaseException | None]:
-            # Caught here because not every exception can be set on a future (StopIteration would hang its waiter).
-            try:
-                return in_context.run(handler.function, *positional, **keywords), None
-            except BaseException as raised:  # noqa: BLE001  # SystemExit in a thread ends nothing, it is a crash
-                return None, raised
-
-        submitted = self._executor.submit(call)
-        future = asyncio.wrap_future(submitted)
-        try:
-            done, _ = await asyncio.wait((future,), timeout=limit_s)
-        except asyncio.CancelledError:
-            submitted.cancel()  # what still waits for a thread must not begin when nobody listens any more
-            raise
-        if done:
-            value, error = future.result()
-            return value, error, None
-        never_began = submitted.cancel()
-        return None, AttemptTimeout(code, limit_s), None if never_began else future
-
-
-async def _call(
-    handler: Handler, context: BaseContext[Any], limit_s: float, code: str
-) -> tuple[Any, BaseException | None]:
-    task = asyncio.current_task()
-    assert task is not None, "lanes are tasks"
-    cancellations = task.cancelling()
-    try:
-        async with asyncio.timeout(limit_s) as scope:
-            positional, keywords = handler.arguments(context)
-            return await handler.function(*positional, **keywords), None
-    except asyncio.CancelledError as error:
-        if task.cancelling() > cancellations:
-            raise  # we are told to end
-        return None, error  # the handler waited for a task of its own that was cancelled: a crash like any other
-    except TimeoutError as error:
-        return None, AttemptTimeout(code, limit_s) if scope.expired() else error
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001  # whatever a handler raises, SystemExit too, is its failure
-        return None, error
 
 
 def _result_of(error: BaseException | None, definite: tuple[type[BaseException], ...]) -> AttemptResult:

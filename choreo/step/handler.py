@@ -14,15 +14,10 @@ from typing import Any, NamedTuple, get_type_hints
 import msgspec
 
 from choreo.errors import DefinitionError
+from choreo.step.call import UnfitInput
 from choreo.step.context import BaseContext, CompensationContext, Context
-from choreo.step.verdict import InvalidInput, Reject
-
-
-class UnfitInput(Reject):
-    """The input does not fit the type that the handler declares. The function has not run, so there is no effect."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason, code="invalid_input")
+from choreo.step.retried import ALWAYS, Retried
+from choreo.step.verdict import InvalidInput
 
 
 class Slot(NamedTuple):
@@ -38,11 +33,14 @@ class Handler:
 
     Attributes:
         is_async: whether calling it gives a coroutine; otherwise it may block, and is called in a thread.
+        retried: which of its exceptions are.
     """
 
-    __slots__ = ("_slots", "function", "is_async", "name")
+    __slots__ = ("_slots", "function", "is_async", "name", "retried")
 
-    def __init__(self, function: Callable[..., Any], context_type: type[BaseContext[Any]]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], context_type: type[BaseContext[Any]], retried: Retried = ALWAYS
+    ) -> None:
         """Bind a function.
 
         Raises:
@@ -50,9 +48,8 @@ class Handler:
         """
         self.function = function
         self.name = getattr(function, "__qualname__", type(function).__qualname__)
-        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004  # an object with an async __call__ is such a function
-        )
+        self.is_async = is_async(function)
+        self.retried = retried
         self._slots, problems = _slots_of(function, context_type)
         if problems:
             raise DefinitionError(f"handler {self.name!r}", tuple(problems))
@@ -78,6 +75,13 @@ class Handler:
             else:
                 positional.append(value)
         return positional, keywords
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004  # an object with an async __call__ is such a function
+    )
 
 
 def _slots_of(function: Callable[..., Any], context_type: type[BaseContext[Any]]) -> tuple[list[Slot], list[str]]:

@@ -32,10 +32,11 @@ from choreo.observe.metrics import Metrics
 from choreo.step import answer
 from choreo.step.answered import Answer, Instance
 from choreo.step.attempts import Attempts, Ended
+from choreo.step.call import UnfitInput
 from choreo.step.context import CompensationContext, Context
 from choreo.step.counts import StepCounts
 from choreo.step.dead_letter import DeadLetters
-from choreo.step.handler import UnfitInput
+from choreo.step.failure import crash, plain_failure
 from choreo.step.job import CompensationJob, StepJob
 from choreo.step.lanes import Lane
 from choreo.step.place import Place
@@ -162,7 +163,7 @@ class Performer:
             if isinstance(outcome, StepFailed):
                 raise
             # The effect exists, only the saga's context has become too large to carry it on.
-            outcome = answer.failed(job, answer.crash(error, code="context_too_large"), "unknown")
+            outcome = answer.failed(job, crash(error, code="context_too_large"), "unknown")
             await self._publish(outcome, job, place)
         return outcome
 
@@ -177,7 +178,7 @@ class Performer:
         self._delays[record.saga].observe(max(0.0, (self._clock.now_ms() - message.timestamp_ms) / 1_000))
         ended = await self._run_compensation(job, hosted, lane, counts)
         if ended is None:
-            failure = answer.plain_failure("rejected", "no_compensation", f"step {step!r} has no compensation here")
+            failure = plain_failure("rejected", "no_compensation", f"step {step!r} has no compensation here")
             reply: StepCompensated | CompensationFailed = answer.compensation_failed(job, failure)
         else:
             backoff_ms = ended.value.backoff_ms(job.round, self._random) if isinstance(ended.value, Retry) else 0
@@ -185,7 +186,7 @@ class Performer:
         try:
             await self._publish(reply, job, place)
         except (Unencodable, RecordTooLarge) as error:
-            reply = answer.compensation_failed(job, answer.crash(error, code="unencodable_effect"), ended)
+            reply = answer.compensation_failed(job, crash(error, code="unencodable_effect"), ended)
             await self._publish(reply, job, place)
         place.answered.settle(instance)
         if isinstance(reply, StepCompensated):

@@ -10,9 +10,9 @@ from choreo.errors import Unencodable
 from choreo.messages.headers import CONTENT_TYPES, JSON, read_route
 from choreo.messages.records import AnyRecord, Compensate, CompensationFailed, Failure, KnownEffect, StepFailed
 from choreo.observe.metrics import Metrics
-from choreo.step import answer
 from choreo.step.answered import Instance
 from choreo.step.dead_letter import DeadLetters
+from choreo.step.failure import crash, plain_failure
 from choreo.step.lanes import Lane
 from choreo.step.place import Place
 from choreo.step.publish import Publisher
@@ -53,11 +53,11 @@ class Refusals:
     async def undecodable(self, delivery: Delivery, place: Place, about: str) -> None:
         """Nobody can read the record (rule 18): nothing was ever run for it."""
         await self._dead_letters.bury(delivery.message, place.saga, "undecodable", about)
-        await self._answer(delivery, place, answer.plain_failure("rejected", "undecodable", about), "none")
+        await self._answer(delivery, place, plain_failure("rejected", "undecodable", about), "none")
 
     async def internal_error(self, delivery: Delivery, place: Place, error: Exception) -> None:
         """A fault of choreo's own came between; nobody knows what the handler has done."""
-        await self._answer(delivery, place, answer.crash(error, code="internal_error"), "unknown")
+        await self._answer(delivery, place, crash(error, code="internal_error"), "unknown")
 
     async def unknown_version(self, record: AnyRecord, delivery: Delivery, lane: Lane, place: Place) -> None:
         """Park a record of a contract version that is not held; hand it on after the limit.
@@ -78,7 +78,7 @@ class Refusals:
             parked.dec()
         effect: KnownEffect = "none" if message.offset >= place.end_at_assignment else "unknown"
         await self._dead_letters.bury(message, place.saga, "unknown_version", about)
-        failure = answer.plain_failure("rejected", "unknown_version", about)
+        failure = plain_failure("rejected", "unknown_version", about)
         await self._answer(delivery, place, failure, effect, version=record.version)
 
     async def _answer(

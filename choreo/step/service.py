@@ -11,6 +11,8 @@ from choreo.contract.saga import Saga, StepSpec
 from choreo.errors import DefinitionError
 from choreo.step.context import BaseContext, CompensationContext, Context
 from choreo.step.handler import Handler
+from choreo.step.retried import ALWAYS, ExceptionTypes, retried
+from choreo.step.verdict import InvalidInput, Reject
 
 SERVICE_NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,99}\Z"
 
@@ -72,25 +74,46 @@ class Service:
         """The contracts it holds, by name and version."""
         return self._contracts
 
-    def step(self, saga: Saga, step: str) -> Callable[[F], F]:
+    def step(
+        self,
+        saga: Saga,
+        step: str,
+        *,
+        retry_on: ExceptionTypes = ALWAYS.on,
+        never_retry: ExceptionTypes = ALWAYS.never,
+    ) -> Callable[[F], F]:
         """Run the decorated function, sync or async, for this step. See ``handler`` for its parameters.
 
         It returns the step's effect, and may raise ``Reject`` or ``Abort``.
 
+        Args:
+            saga: the contract, in one version.
+            step: its name there. The contract says how often it is retried.
+            retry_on: exceptions that are; everything by default. A cancelled attempt is a ``TimeoutError``.
+            never_retry: exceptions that are not, though they are in ``retry_on``: the step fails at once, as crashed.
+
         Raises:
             DefinitionError: with all problems found.
         """
-        return self._bind(saga, step, self._handlers, Context)
+        return self._bind(saga, step, self._handlers, Context, retry_on, never_retry)
 
-    def compensation(self, saga: Saga, step: str) -> Callable[[F], F]:
+    def compensation(
+        self,
+        saga: Saga,
+        step: str,
+        *,
+        retry_on: ExceptionTypes = ALWAYS.on,
+        never_retry: ExceptionTypes = ALWAYS.never,
+    ) -> Callable[[F], F]:
         """Run the decorated function, sync or async, to undo this step.
 
-        It returns ``None``, ``NothingToUndo``, ``Retry``, ``Continue`` or ``AbortRetries``.
+        It returns ``None``, ``NothingToUndo``, ``Retry``, ``Continue`` or ``AbortRetries``. The arguments are those
+        of ``step``; an exception that is not retried is a failed compensation at once.
 
         Raises:
             DefinitionError: with all problems found.
         """
-        return self._bind(saga, step, self._compensations, CompensationContext)
+        return self._bind(saga, step, self._compensations, CompensationContext, retry_on, never_retry)
 
     def hosted(self) -> Mapping[tuple[str, int, str], Hosted]:
         """All steps that it runs, by saga, version and step.
@@ -127,14 +150,19 @@ class Service:
         step: str,
         handlers: dict[tuple[str, int, str], Handler],
         context_type: type[BaseContext[Any]],
+        retry_on: ExceptionTypes,
+        never_retry: ExceptionTypes,
     ) -> Callable[[F], F]:
         def decorate(function: F) -> F:
             key = (saga.name, saga.version, step)
             problems = self._problems(saga, step, is_compensation=context_type is CompensationContext)
             if key in handlers:
                 problems.append(f"step {step!r} of saga {saga.name!r} is already bound to {handlers[key].name!r}")
+            decisions = (Reject, InvalidInput) if context_type is Context else (InvalidInput,)
+            rule, wrong = retried(retry_on, never_retry, decisions)
+            problems += wrong
             try:
-                handler = Handler(function, context_type)
+                handler = Handler(function, context_type, rule)
             except DefinitionError as error:
                 problems += error.problems
             if problems:

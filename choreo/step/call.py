@@ -1,0 +1,124 @@
+"""One call of a user's function, sync or async, that ends in time or is cancelled, and never raises.
+
+An async function ends when it is cancelled. A sync one runs in a thread, and a thread cannot be ended: it *lingers*,
+and the caller is handed the future to wait for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextvars import copy_context
+from typing import Any, Protocol, TypeVar
+
+from choreo.step.verdict import Reject
+
+S_contra = TypeVar("S_contra", contravariant=True)
+
+Lingering = asyncio.Future[Any]
+"""A thread that is still at work."""
+
+
+class AttemptTimeout(TimeoutError):  # noqa: N818  # stands in for the exception that a cancelled handler does not have
+    """The attempt was cancelled. ``code`` is ``timeout`` (its own bound) or ``deadline`` (the answer is due)."""
+
+    def __init__(self, code: str, seconds: float) -> None:
+        self.code = code
+        super().__init__(
+            f"cancelled after its timeout of {seconds:g} s" if code == "timeout" else "cancelled: its answer is due"
+        )
+
+
+class UnfitInput(Reject):
+    """The input does not fit the type that the handler declares. The function has not run, so there is no effect."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, code="invalid_input")
+
+
+class Callee(Protocol[S_contra]):
+    """A function with what it takes to call it about a subject: a context, an event."""
+
+    @property
+    def function(self) -> Callable[..., Any]: ...
+
+    @property
+    def is_async(self) -> bool:
+        """Whether calling it gives a coroutine; otherwise it may block, and is called in a thread."""
+        ...
+
+    def arguments(self, subject: S_contra) -> tuple[list[Any], dict[str, Any]]:
+        """Positional and keyword arguments for a call. Raises ``UnfitInput``."""
+        ...
+
+
+async def call(
+    callee: Callee[S_contra], subject: S_contra, executor: Executor, limit_s: float, code: str = "timeout"
+) -> tuple[Any, BaseException | None, Lingering | None]:
+    """Call what there is to call: what it returned, what it raised, and its thread if that goes on.
+
+    Args:
+        subject: what it is about.
+        executor: where a sync function runs.
+        limit_s: bound of the call.
+        code: of the ``AttemptTimeout`` that stands for an exception past the bound.
+    """
+    if callee.is_async:
+        value, error = await call_async(callee, subject, limit_s, code)
+        return value, error, None
+    return await call_in_thread(callee, subject, executor, limit_s, code)
+
+
+async def call_in_thread(
+    callee: Callee[S_contra], subject: S_contra, executor: Executor, limit_s: float, code: str
+) -> tuple[Any, BaseException | None, Lingering | None]:
+    """``call`` for a sync function."""
+    try:
+        positional, keywords = callee.arguments(subject)
+    except UnfitInput as unfit:
+        return None, unfit, None
+    in_context = copy_context()  # so that what the handler logs has the lane's fields
+
+    def in_thread() -> tuple[Any, BaseException | None]:
+        # Caught here because not every exception can be set on a future (StopIteration would hang its waiter).
+        try:
+            return in_context.run(callee.function, *positional, **keywords), None
+        except BaseException as raised:  # noqa: BLE001  # SystemExit in a thread ends nothing, it is a crash
+            return None, raised
+
+    submitted = executor.submit(in_thread)
+    future = asyncio.wrap_future(submitted)
+    try:
+        done, _ = await asyncio.wait((future,), timeout=limit_s)
+    except asyncio.CancelledError:
+        submitted.cancel()  # what still waits for a thread must not begin when nobody listens any more
+        raise
+    if done:
+        value, error = future.result()
+        return value, error, None
+    never_began = submitted.cancel()
+    return None, AttemptTimeout(code, limit_s), None if never_began else future
+
+
+async def call_async(
+    callee: Callee[S_contra], subject: S_contra, limit_s: float, code: str
+) -> tuple[Any, BaseException | None]:
+    """``call`` for an async function, which never lingers."""
+    task = asyncio.current_task()
+    assert task is not None, "lanes are tasks"
+    cancellations = task.cancelling()
+    try:
+        async with asyncio.timeout(limit_s) as scope:
+            positional, keywords = callee.arguments(subject)
+            return await callee.function(*positional, **keywords), None
+    except asyncio.CancelledError as error:
+        if task.cancelling() > cancellations:
+            raise  # we are told to end
+        return None, error  # the handler waited for a task of its own that was cancelled: a crash like any other
+    except TimeoutError as error:
+        return None, AttemptTimeout(code, limit_s) if scope.expired() else error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  # whatever a handler raises, SystemExit too, is its failure
+        return None, error

@@ -1,4 +1,4 @@
-"""Writes the JSON Schemas that stand beside this file.
+"""Writes the files that stand beside this one: a JSON Schema for each record, an AsyncAPI document for the order saga.
 
 Run it from the project's root:
 
@@ -15,29 +15,29 @@ import json
 import sys
 from pathlib import Path
 
-from choreo.messages.schema import json_schemas
+from choreo.messages.schema import asyncapi, json_schemas
+from services.order import ORDER
 
 FOLDER = Path(__file__).parent
 
 
 def generated() -> dict[str, str]:
     """The text of every file, by file name."""
-    return {
-        f"{name}.schema.json": json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-        for name, document in json_schemas().items()
-    }
+    documents = {f"{name}.schema.json": document for name, document in json_schemas().items()}
+    documents[f"{ORDER.name}.asyncapi.json"] = asyncapi(ORDER)
+    return {name: json.dumps(document, indent=2, ensure_ascii=False) + "\n" for name, document in documents.items()}
 
 
 def drifted() -> list[str]:
     """The files that differ from what the code says: changed, missing, or left over."""
     wanted = generated()
-    found = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.schema.json")}
+    found = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.json")}
     return sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
 
 
 def main(arguments: list[str]) -> int:
     """The script; its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m schemas.generate", description="Write the JSON Schemas.")
+    parser = argparse.ArgumentParser(prog="python -m schemas.generate", description="Write the schemas.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a file differs")
     drift = drifted()
     if parser.parse_args(arguments).check:

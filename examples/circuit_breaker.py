@@ -6,8 +6,8 @@ The step asks a provider for an exchange rate. When that fails, the saga-log ask
 do, and that answers ``Continue`` with the rate it remembers: the saga goes on as if the step had returned it. After
 three failures in a row the breaker opens, and for 30 seconds the provider is left alone: the step refuses at once.
 
-``Continue`` counts only as the answer of the failing step's *own* compensation. That one runs by default after a
-crash or a timeout; ``compensate_on_failure="always"`` makes it run after a refusal, too, which an open breaker needs.
+``Continue`` counts only as the answer of the failing step's *own* compensation, after a kind of failure that
+``recover_from`` names: a crash, when the provider gives no answer, and a refusal, when the breaker is open.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from choreo.testing import Runner
 
 INVOICE = Saga(
     "invoice",
-    Step("fetch_rate", compensation="use_last_rate", compensate_on_failure="always"),
+    Step("fetch_rate", compensation="use_last_rate", recover_from=("rejected", "crashed")),
     Step("write_invoice"),
 )
 
@@ -92,7 +92,7 @@ async def fetch_rate() -> dict[str, object]:
 @rates.compensation(INVOICE, "fetch_rate")
 async def use_last_rate(ctx: CompensationContext) -> Continue | NothingToUndo:
     # It is also called when a later step fails and this one is undone as any other; then there is nothing to replace.
-    if ctx.own and last_rate is not None:
+    if ctx.may_continue and last_rate is not None:
         return Continue({"rate": last_rate, "source": "cache"})
     return NothingToUndo()
 

@@ -18,6 +18,11 @@ CompensateOnFailure = Literal["if_unknown", "always", "never"]
 ``always``: first of all, also after a definite failure (as Sage does). ``never``: not at all (as PhoenixMicro does).
 """
 
+RecoverFrom = Literal["rejected", "crashed", "timed_out"]
+"""A kind of failure for which a step's own compensation may have a substitute: ``Continue``."""
+
+RECOVER_FROM_DEFAULT: tuple[RecoverFrom, ...] = ("rejected",)
+
 DURATION_MS_MAX = 2**52
 """Added to a time of today this stays below 2**53, so JSON readers of any language keep every millisecond."""
 

@@ -53,6 +53,8 @@ def _limits(step: StepSpec) -> str:
         limits.append(f"deadline {duration_text(step.deadline_ms)}")
     if step.retries.limit:
         limits.append("1 retry" if step.retries.limit == 1 else f"{step.retries.limit} retries")
+    if step.recover_from:
+        limits.append(f"may continue if {' or '.join(step.recover_from)}")
     return ", ".join(limits)
 
 

@@ -5,18 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
+from typing import get_args
 
 import msgspec
 
 from choreo.contract.graph import Graph
-from choreo.contract.policy import CompensateOnFailure, Duration, Retries, duration_ms
+from choreo.contract.policy import (
+    RECOVER_FROM_DEFAULT,
+    CompensateOnFailure,
+    Duration,
+    RecoverFrom,
+    Retries,
+    duration_ms,
+)
 from choreo.errors import DefinitionError
 
 _DAY_MS = 86_400_000
 
 
-class StepSpec(msgspec.Struct, frozen=True, kw_only=True):
+class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A step of a saga, all defaults filled in. Made by ``Step``.
+
+    What has a default here came later: left out of the document, it leaves older contracts' hashes as they were.
 
     Attributes:
         name: unique in the saga.
@@ -29,6 +39,8 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True):
         compensation_retries: further attempts of the compensation, then the saga is stuck.
         compensation_deadline_ms: bound from the append of ``Compensate`` to the append of the answer.
         compensate_on_failure: whether this step's own compensation runs when it is the one that fails.
+        recover_from: after these kinds of failure it runs whatever that policy says, and only after these it may
+            answer ``Continue``; ``None``: by the policy, and it may after ``rejected``.
     """
 
     name: str
@@ -40,6 +52,15 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True):
     compensation_retries: Retries
     compensation_deadline_ms: int
     compensate_on_failure: CompensateOnFailure
+    recover_from: tuple[RecoverFrom, ...] | None = None
+
+    def may_recover_from(self, kind: str) -> bool:
+        """Whether the own compensation may answer ``Continue`` after a failure of this kind."""
+        return kind in (RECOVER_FROM_DEFAULT if self.recover_from is None else self.recover_from)
+
+    def is_asked_after(self, kind: str) -> bool:
+        """Whether the own compensation runs after a failure of this kind, whatever the policy says."""
+        return self.recover_from is not None and kind in self.recover_from
 
 
 @dataclass(frozen=True)
@@ -56,6 +77,9 @@ class Step:
         compensation_retries: extra attempts of the compensation; 4 by default.
         compensation_deadline: bound of the compensation as a whole, 15 min by default.
         compensate_on_failure: overrides the saga's policy for this step.
+        recover_from: makes the step a circuit breaker: after a failure of one of these kinds ("rejected", "crashed",
+            "timed_out") its own compensation runs, whatever ``compensate_on_failure`` says, and may answer
+            ``Continue`` with a substitute. By default it may after "rejected", where the policy lets it run at all.
     """
 
     name: str
@@ -67,6 +91,7 @@ class Step:
     compensation_retries: Retries | int = 4
     compensation_deadline: Duration = "15m"
     compensate_on_failure: CompensateOnFailure | None = None
+    recover_from: tuple[RecoverFrom, ...] | RecoverFrom | None = None
 
 
 @dataclass(frozen=True, init=False)
@@ -212,6 +237,14 @@ def _retries(value: Retries | int) -> Retries:
     return value if isinstance(value, Retries) else Retries(limit=value)
 
 
+def _kinds(value: tuple[RecoverFrom, ...] | RecoverFrom | None) -> tuple[RecoverFrom, ...] | None:
+    if value is None:
+        return None
+    named = (value,) if isinstance(value, str) else tuple(value)
+    in_order = [kind for kind in get_args(RecoverFrom) if kind in named]  # one contract, however it was written
+    return (*in_order, *(kind for kind in named if kind not in in_order))
+
+
 def _fill_in(step: Step, previous: str | None, policy: CompensateOnFailure, problems: list[str]) -> StepSpec:
     where = f"step {step.name!r}"
     if step.after is None:
@@ -229,4 +262,5 @@ def _fill_in(step: Step, previous: str | None, policy: CompensateOnFailure, prob
         compensation_retries=_retries(step.compensation_retries),
         compensation_deadline_ms=_milliseconds(step.compensation_deadline, f"{where}: compensation_deadline", problems),
         compensate_on_failure=step.compensate_on_failure or policy,
+        recover_from=_kinds(step.recover_from),
     )

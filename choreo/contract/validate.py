@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, get_args
 
 from choreo.contract.graph import Graph
-from choreo.contract.policy import DURATION_MS_MAX, CompensateOnFailure, Retries, duration_text
+from choreo.contract.policy import DURATION_MS_MAX, CompensateOnFailure, RecoverFrom, Retries, duration_text
 from choreo.ids import SAGA_NAME_PATTERN, STEP_NAME_PATTERN
 
 if TYPE_CHECKING:
@@ -83,6 +83,21 @@ def _step_problems(step: StepSpec, names: list[str]) -> list[str]:
     problems += _retries_problems(f"{where}: retries", step.retries)
     problems += _retries_problems(f"{where}: compensation_retries", step.compensation_retries)
     problems += _policy_problems(f"{where}: compensate_on_failure", step.compensate_on_failure)
+    problems += _recovery_problems(where, step)
+    return problems
+
+
+def _recovery_problems(where: str, step: StepSpec) -> list[str]:
+    if step.recover_from is None:
+        return []
+    allowed = get_args(RecoverFrom)
+    problems = [
+        f"{where}: recover_from names {kind!r}; it may name {', '.join(allowed)}"
+        for kind in step.recover_from
+        if kind not in allowed
+    ]
+    if step.compensation is None:
+        problems.append(f"{where}: recover_from needs a compensation: only that can answer Continue")
     return problems
 
 

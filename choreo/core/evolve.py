@@ -12,7 +12,7 @@ import msgspec
 
 from choreo.contract.saga import Saga
 from choreo.core.due import settle_due_ms
-from choreo.core.state import Decision, Entry, First, Foreign, Key, Note, SagaState
+from choreo.core.state import Decision, Entry, First, Foreign, Instance, Key, Note, SagaState
 from choreo.core.survey import Survey
 from choreo.errors import Undecodable
 from choreo.messages.codec import transcode
@@ -153,7 +153,7 @@ def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFail
     doubt = policy != "never" and unknown and not _stands(state, key)
     if instance.in_flight:
         first: First = "timed_out" if not record.run else "unknown" if unknown else "failed"
-        doubt = doubt or policy == "always"
+        doubt = doubt or policy == "always" or contract[key[0]].is_asked_after(record.failure.kind)
         state.update(key, first=first, failure=record.failure)
         if key[1] == state.round and state.outcome is None:
             _record_failure(state, key, record.failure, entry.at_ms)
@@ -170,7 +170,7 @@ def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFail
     return None if instance.in_flight else "unwanted"
 
 
-def step_compensated(_contract: Saga, state: SagaState, entry: Entry, record: StepCompensated, key: Key) -> Note | None:
+def step_compensated(contract: Saga, state: SagaState, entry: Entry, record: StepCompensated, key: Key) -> Note | None:
     """An answer ends its generation; its verdict may send the saga forward again (rules 8, 9, 11)."""
     instance = state.instance(key)
     if record.generation != instance.generation or not (instance.awaits_answer or instance.stuck):
@@ -188,7 +188,8 @@ def step_compensated(_contract: Saga, state: SagaState, entry: Entry, record: St
         else:
             state.retry_at_ms = max(state.retry_at_ms or 0, at_ms)
     elif record.verdict == "continue":
-        if blocked or not instance.own or key[1] != state.round or isinstance(record.effect, msgspec.UnsetType):
+        own = instance.own and key[1] == state.round and _may_recover(contract, instance, key)
+        if blocked or not own or isinstance(record.effect, msgspec.UnsetType):
             note = "continue_refused"
         else:
             offer, substitute = "offered", _user_value(state, entry, record.effect)
@@ -388,6 +389,11 @@ def _stands(state: SagaState, key: Key) -> bool:
     if state.outcome is not None and state.outcome.kind == "compensated":
         return False
     return state.standing.get(key[0]) == key[1] and state.instance(key).offer != "taken"
+
+
+def _may_recover(contract: Saga, instance: Instance, key: Key) -> bool:
+    """Whether the contract lets a substitute stand for what failed in this way (rule 8)."""
+    return instance.failure is not None and contract[key[0]].may_recover_from(instance.failure.kind)
 
 
 def _abort(state: SagaState, key: Key) -> None:

@@ -35,7 +35,7 @@ Note = Literal[
     "cancel_refused",  # the outcome was decided before
     "start_refused",  # the id has another input
     "retry_refused",  # limit reached, saga cancelled, aborted or past its deadline
-    "continue_refused",  # not the failing step's own compensation, or the saga is cancelled, aborted or past its due
+    "continue_refused",  # not a failing step's own, none of its kinds, or the saga is cancelled, aborted, past due
 ]
 """What was remarkable about a record. Everything unexpected is noted; nothing is raised, nothing skipped in silence."""
 

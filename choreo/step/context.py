@@ -204,6 +204,12 @@ class CompensationContext(BaseContext[CompensationJob]):
         """Whether this step is itself one that failed; only then may the answer be ``Continue``."""
         return self._job.own
 
+    @property
+    def may_continue(self) -> bool:
+        """Whether ``Continue`` may count: the step itself failed, in a way that its ``recover_from`` names."""
+        failure = self._job.failure
+        return self._job.own and failure is not None and self._job.step.may_recover_from(failure.kind)
+
 
 def decode_value(raw: msgspec.Raw, kind: Any, what: str, content_type: str) -> Any:
     """A value of the context. Raises ``InvalidInput`` that says which value does not fit, and where."""

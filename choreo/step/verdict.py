@@ -90,7 +90,8 @@ class Retry(msgspec.Struct, frozen=True):
 class Continue(msgspec.Struct, frozen=True):
     """Go on forward with ``effect`` in place of the step's own: a circuit breaker.
 
-    It counts only as the answer of the failing step's own compensation (``CompensationContext.own``).
+    It counts only as the answer of the failing step's own compensation, after a kind of failure that the step's
+    ``recover_from`` names (``CompensationContext.may_continue``).
     """
 
     effect: Any

@@ -250,6 +250,16 @@ EACH_PROBLEM = [
         "step 'a': compensate_on_failure is 'sometimes'; it must be one of if_unknown, always, never",
     ),
     (
+        (Step("a", compensation="b", recover_from="cancelled"),),  # type: ignore[arg-type]
+        {},
+        "step 'a': recover_from names 'cancelled'; it may name rejected, crashed, timed_out",
+    ),
+    (
+        (Step("a", recover_from="crashed"),),
+        {},
+        "step 'a': recover_from needs a compensation: only that can answer Continue",
+    ),
+    (
         (msgspec.structs.replace(STEP_SPEC, timeout_ms=0),),
         {},
         f"step 'reserve_stock': timeout_ms 0 is not between 1 and {2**52}",
@@ -344,6 +354,9 @@ BASE_STEP: dict[str, Any] = {"name": "a", "compensation": "undo_a"}
         ({}, {"compensation_retries": 5}),
         ({}, {"compensation_deadline": "16m"}),
         ({}, {"compensate_on_failure": "never"}),
+        ({}, {"recover_from": "crashed"}),
+        ({}, {"recover_from": "rejected"}),
+        ({}, {"recover_from": ()}),
     ],
 )
 def test_any_other_change_gives_another_contract_and_another_hash(saga: dict[str, Any], step: dict[str, Any]) -> None:
@@ -390,6 +403,19 @@ def test_extending_finds_problems_with_the_steps_that_are_there() -> None:
 # The document
 
 
+def test_kinds_to_recover_from_are_one_contract_however_they_are_written() -> None:
+    named = [
+        Saga("order", Step("a", compensation="b", recover_from=kinds))
+        for kinds in (("crashed", "rejected"), ("rejected", "crashed", "rejected"))
+    ]
+    assert named[0] == named[1]
+    assert named[0].content_hash == named[1].content_hash
+
+
+def test_what_came_later_is_not_in_the_document_unless_it_is_used() -> None:
+    assert b"recover_from" not in to_json(Saga("order", Step("a", compensation="b")))
+
+
 @st.composite
 def contracts(draw: st.DrawFn) -> Saga:
     names = draw(st.lists(st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True), min_size=1, max_size=6, unique=True))
@@ -403,10 +429,13 @@ def contracts(draw: st.DrawFn) -> Saga:
     for position, name in enumerate(names):
         timeout = draw(durations)
         earlier = st.lists(st.sampled_from(names[:position]), unique=True).map(tuple) if position else st.just(())
+        compensation = draw(st.none() | st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True))
+        kinds = st.lists(st.sampled_from(["rejected", "crashed", "timed_out"])).map(tuple)
         steps.append(
             Step(
                 name,
-                compensation=draw(st.none() | st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)),
+                compensation=compensation,
+                recover_from=draw(st.none() | kinds) if compensation else None,
                 after=draw(st.none() | earlier),
                 timeout=timeout,
                 deadline=draw(st.none() | durations.filter(lambda deadline, least=timeout: deadline >= least)),

@@ -58,6 +58,13 @@ def test_parallel_steps_stand_at_the_same_depth_and_say_what_they_wait_for() -> 
     """)
 
 
+def test_a_circuit_breaker_says_after_which_failures() -> None:
+    breaker = Step("ask", compensation="use_last", recover_from=("rejected", "crashed"))
+    assert text(Saga("order", breaker)).endswith(
+        "-> ask  <- use_last  timeout 30s, may continue if rejected or crashed"
+    )
+
+
 def test_the_string_of_a_saga_is_its_text() -> None:
     assert str(TRIP) == text(TRIP)
 

@@ -11,7 +11,7 @@ import pytest
 
 from choreo import ids
 from choreo.contract import Retries, Saga, Step
-from choreo.messages.records import CompensationFailed, StepCompensated, StepCompleted
+from choreo.messages.records import CompensationFailed, Failure, StepCompensated, StepCompleted
 from choreo.step import AbortRetries, CompensationContext, Continue, InvalidInput, NothingToUndo, Retry, Service
 from tests.unit.step_world import compensate, completed, make_world, of, payment, running, value
 
@@ -67,6 +67,39 @@ async def test_a_compensation_is_told_effect_failure_and_context() -> None:
         "effects": {"reserve_stock": {"reservation": "r-1"}},
         "before": {"reservation": "r-1"},
     }
+
+
+@pytest.mark.parametrize(
+    ("own", "kind", "recover_from", "may"),
+    [
+        (True, "rejected", None, True),
+        (True, "crashed", None, False),
+        (True, "crashed", ("crashed",), True),
+        (True, "rejected", ("crashed",), False),
+        (False, "rejected", None, False),
+        (True, None, None, False),
+    ],
+)
+async def test_a_compensation_is_told_whether_it_may_continue(
+    own: bool, kind: Any, recover_from: Any, may: bool
+) -> None:
+    seen: list[bool] = []
+    saga = Saga(
+        "order", Step("reserve_stock"), Step("charge_card", compensation="refund_card", recover_from=recover_from)
+    )
+    failure = None if kind is None else Failure(kind=kind)
+    service = Service("payment")
+    service.step(saga, "charge_card")(lambda: None)
+
+    @service.compensation(saga, "charge_card")
+    def refund(ctx: CompensationContext) -> None:
+        seen.append(ctx.may_continue)
+
+    world = await make_world()
+    async with running(world, service):
+        await world.send(compensate(own=own, failure=failure))
+        await world.answers((StepCompensated,))
+    assert seen == [may]
 
 
 async def test_a_step_that_never_completed_has_no_effect_to_show() -> None:

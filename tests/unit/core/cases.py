@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from choreo.contract.policy import CompensateOnFailure
+from choreo.contract.policy import CompensateOnFailure, RecoverFrom
 from choreo.contract.saga import Saga
 from tests.unit.core.folding import LINEAR, PARALLEL, PARALLEL_CHAIN, contract_of
 from tests.unit.core.world import Budget, Habits
@@ -30,10 +30,11 @@ class Case(NamedTuple):
     habits: Habits = INBOX
     bare: tuple[str, ...] = ()
     policy: CompensateOnFailure = "if_unknown"
+    recover_from: tuple[RecoverFrom, ...] | None = ("crashed", "timed_out")
 
     @property
     def contract(self) -> Saga:
-        return contract_of(GRAPHS[self.graph], bare=self.bare, policy=self.policy)
+        return contract_of(GRAPHS[self.graph], bare=self.bare, policy=self.policy, recover_from=self.recover_from)
 
     def __str__(self) -> str:
         parts = [self.graph, *(f"{name}={count}" for name, count in self.budget._asdict().items() if count)]
@@ -41,6 +42,8 @@ class Case(NamedTuple):
             parts.append("no inbox")
         if self.policy != "if_unknown":
             parts.append(f"compensate_on_failure={self.policy}")
+        if self.recover_from != ("crashed", "timed_out"):
+            parts.append(f"recover_from={self.recover_from and ','.join(self.recover_from)}")
         if self.bare:
             parts.append(f"without compensation: {', '.join(self.bare)}")
         return " ".join(parts)
@@ -51,12 +54,15 @@ CASES = (
     Case("a-b-c", Budget(crash=2, failure=1)),
     Case("a-b-c", Budget(failure=1, timeout=1, cancel=2, retry=1)),
     Case("a-b-c", Budget(failure=2, retry=2, continues=2)),
+    Case("a-b-c", Budget(failure=2, timeout=1, continues=2), recover_from=("rejected",)),
+    Case("a-b-c", Budget(failure=2, timeout=1, continues=2), policy="always", recover_from=None),
     Case("a-b-c", Budget(failure=2, retry=1, undo_failure=1, act=1)),
     Case("a-b-c", Budget(crash=1, failure=1, undo_failure=1, act=1)),
     Case("a-b-c", Budget(failure=1, retry=1, takeover=1)),
     Case("a-b-c", Budget(failure=1, second_start=1, cancel=1)),
     Case("a-[b,c]-d", Budget(failure=1, timeout=1, cancel=1)),
     Case("a-[b,c]-d", Budget(failure=2, retry=1, continues=2)),
+    Case("a-[b,c]-d", Budget(failure=2, continues=2), recover_from=("rejected", "crashed", "timed_out")),
     Case("a-[b,c]-d", Budget(failure=1, undo_failure=1, act=1)),
     Case("a-[b,c]-d", Budget(failure=1, timeout=1, retry=1), policy="always"),
     Case("a-[b,c]-d", Budget(crash=1, failure=1), bare=("b",)),

@@ -44,7 +44,13 @@ PARALLEL = {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c")}
 PARALLEL_CHAIN = {"a": (), "b": ("a",), "c": ("a",), "e": ("c",), "d": ("b", "e")}
 
 
-def contract_of(graph: Mapping[str, tuple[str, ...]], *, bare: Iterable[str] = (), policy: Any = "if_unknown") -> Saga:
+def contract_of(
+    graph: Mapping[str, tuple[str, ...]],
+    *,
+    bare: Iterable[str] = (),
+    policy: Any = "if_unknown",
+    recover_from: Any = ("crashed", "timed_out"),
+) -> Saga:
     """A saga with these steps; those in ``bare`` have no compensation."""
     return Saga(
         "world",
@@ -55,6 +61,7 @@ def contract_of(graph: Mapping[str, tuple[str, ...]], *, bare: Iterable[str] = (
                 after=needs,
                 deadline=STEP_DEADLINE_MS / 1_000,
                 compensation_deadline="15m",
+                recover_from=None if name in bare or policy == "never" else recover_from,
             )
             for name, needs in graph.items()
         ),
@@ -169,6 +176,7 @@ def wrongs(
         yield "D2 a decision is owed twice"
     if before.outcome is not None and after.outcome != before.outcome:
         yield "H1 the outcome changed"
+    yield from wrong_substitutes(contract, after)
     if after.round > before.round and any(i.awaits_answer or i.stuck for i in after.instances.values()):
         yield "R1 a round starts before every compensation is answered"
     commanded = [(one.step, one.round) for one in owed if one.kind == "compensate"]
@@ -180,6 +188,12 @@ def wrongs(
                 yield f"S1 {step!r} stands although something that it builds on does not"
     elif any(key[1] == after.round for key in commanded):
         yield from out_of_turn(contract, after, commanded)
+
+
+def wrong_substitutes(contract: Saga, state: SagaState) -> Iterable[str]:
+    for (step, _), instance in state.instances.items():
+        if instance.offer and instance.failure and not contract[step].may_recover_from(instance.failure.kind):
+            yield f"K1 a substitute for {step!r}, which failed in a way from which nobody wanted to recover"
 
 
 def wrong_after_the_outcome(contract: Saga, state: SagaState, commanded: list[Key]) -> Iterable[str]:

@@ -20,6 +20,7 @@ from choreo.messages.records import (
     CancelRequested,
     CompensationFailed,
     Failure,
+    FailureKind,
     OperatorActed,
     RoundStarted,
     SagaStarted,
@@ -139,7 +140,15 @@ def bare(name: str, *after: str, **options: Any) -> Step:
 
 
 LINE = saga(step("a"), step("b"), step("c"))
+BREAKERS = saga(*(step(name, recover_from=("crashed", "timed_out")) for name in "abc"))
+"""``LINE``, where each step's own compensation may have a substitute after a crash or a timeout."""
 DIAMOND = saga(step("a"), step("b", "a"), step("c", "a"), step("d", "b", "c"))
+DIAMOND_OF_BREAKERS = saga(
+    *(
+        step(name, *needs, recover_from=("crashed", "timed_out"))
+        for name, *needs in (("a",), ("b", "a"), ("c", "a"), ("d", "b", "c"))
+    )
+)
 
 
 # ------------------------------------------------------------------------------------------------------- records
@@ -222,8 +231,9 @@ def failed(
     start: str = START,
     abort: bool = False,
     code: str = "",
+    kind: FailureKind | None = None,
 ) -> Said:
-    failure = Failure(kind="rejected" if effect == "none" else "crashed", code=code or name)
+    failure = Failure(kind=kind or ("rejected" if effect == "none" else "crashed"), code=code or name)
     return of_step(StepFailed, name, saga_round, start, run=run, failure=failure, effect=effect, abort=abort)
 
 

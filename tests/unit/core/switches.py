@@ -211,6 +211,12 @@ SWITCHES = (
         Case("a-[b,c]-d", Budget(failure=2, continues=1)),
     ),
     Switch(
+        8,
+        "Continue counts after any kind of failure",
+        replaced(evolve, "_may_recover", lambda *_: True),
+        Case("a-b-c", Budget(failure=1, continues=1), recover_from=None),
+    ),
+    Switch(
         9,
         "a round starts before every compensation is answered",
         replaced(decide, "_go_back", retry_without_waiting),

@@ -55,7 +55,9 @@ def contracts(draw: st.DrawFn) -> Saga:
         graph[name] = tuple(sorted(needs))
     bare = draw(st.sets(st.sampled_from(sorted(graph)), max_size=2))
     policy = draw(st.sampled_from(["if_unknown", "if_unknown", "always", "never"]))
-    return contract_of(graph, bare=bare, policy=policy)
+    kinds = st.sets(st.sampled_from(["rejected", "crashed", "timed_out"]))
+    recover_from = draw(st.none() | kinds.map(lambda named: tuple(sorted(named))))
+    return contract_of(graph, bare=bare, policy=policy, recover_from=recover_from)
 
 
 @st.composite

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from unittest.mock import ANY
+
 import msgspec
 import pytest
 
-from choreo.contract.policy import CompensateOnFailure
+from choreo.contract.policy import CompensateOnFailure, RecoverFrom
 from choreo.core import Entry, Phase, SagaState, fold, next_due_ms, timers
 from choreo.messages.headers import MSGPACK
 from choreo.messages.records import (
@@ -23,9 +25,11 @@ from choreo.messages.records import (
     Undone,
 )
 from tests.unit.core.spec import (
+    BREAKERS,
     COMPENSATED,
     COMPLETE,
     DIAMOND,
+    DIAMOND_OF_BREAKERS,
     LINE,
     OTHER_START,
     SAGA_ID,
@@ -64,6 +68,7 @@ WITH_DEADLINES = saga(step("a", deadline="1m"), step("b", deadline="1m"), step("
 
 SHORT = saga(step("a"), step("b"))
 """Two steps; what ``b`` left unknown is undone first, then ``a``."""
+SHORT_OF_BREAKERS = saga(step("a", recover_from="rejected"), step("b", recover_from="crashed"))
 
 
 def rejected_at_b() -> History:
@@ -288,7 +293,7 @@ def test_rule_8_the_own_compensations_of_several_failed_steps_go_together() -> N
 
 
 def test_rule_8_nothing_else_is_undone_while_a_failed_step_is_stuck_in_its_own_compensation() -> None:
-    history = given(DIAMOND, completed("a"), completed("b"), failed("c", "unknown")).when_sent()
+    history = given(DIAMOND_OF_BREAKERS, completed("a"), completed("b"), failed("c", "unknown")).when_sent()
     history = history.when(undo_failed("c")).then(stuck("c"))
     history = history.when(acted("c", "retry")).then(compensate("c", 2))
     assert history.sends(compensate("c", 2)).own
@@ -304,7 +309,7 @@ def test_rule_8_the_first_failure_in_the_log_is_the_failure_and_the_others_are_k
 
 
 def test_rule_8_continue_puts_a_substitute_in_the_failed_steps_place() -> None:
-    history = given(LINE, completed("a"), failed("b", "unknown")).when_sent()
+    history = given(BREAKERS, completed("a"), failed("b", "unknown")).when_sent()
     history = history.when(continues("b", b'"cached"')).then(execute("c"))
     assert history.state.phase == Phase.FORWARD
     assert history.sends(execute("c")).effects == {"a": msgspec.Raw(b'"a1"'), "b": msgspec.Raw(b'"cached"')}
@@ -313,53 +318,95 @@ def test_rule_8_continue_puts_a_substitute_in_the_failed_steps_place() -> None:
 
 
 def test_rule_8_continue_counts_only_if_every_failed_step_answered_it() -> None:
-    history = given(DIAMOND, completed("a"), failed("b", "unknown"), failed("c", "unknown")).when_sent()
+    history = given(DIAMOND_OF_BREAKERS, completed("a"), failed("b", "unknown"), failed("c", "unknown")).when_sent()
     history.when(continues("b")).then().when(continues("c")).then(execute("d"))
     history.when(continues("b")).then().when(undone("c")).then(compensate("a"))
 
 
 def test_rule_8_continue_is_of_no_use_beside_a_definite_failure() -> None:
-    history = given(DIAMOND, completed("a"), failed("b", "unknown"), failed("c")).when_sent()
+    history = given(DIAMOND_OF_BREAKERS, completed("a"), failed("b", "unknown"), failed("c")).when_sent()
     history.when(continues("b")).then(compensate("a"))
 
 
 def test_rule_8_continue_is_ignored_where_the_failed_step_has_also_completed() -> None:
-    history = given(SHORT, completed("a"), failed("b", "unknown")).when_sent()
+    history = given(SHORT_OF_BREAKERS, completed("a"), failed("b", "unknown")).when_sent()
     history = history.when(completed("b", run="run-2")).then(note="unwanted")
     history.when(continues("b", nothing=False)).then(compensate("a"))
 
 
 def test_rule_8_continue_is_ignored_after_a_cancel() -> None:
-    history = given(LINE, completed("a"), failed("b", "unknown")).when_sent().when(cancelled())
+    history = given(BREAKERS, completed("a"), failed("b", "unknown")).when_sent().when(cancelled())
     history.when(continues("b")).then(compensate("a"), note="continue_refused")
-    other = given(DIAMOND, completed("a"), failed("b", "unknown"), failed("c", "unknown")).when_sent()
+    other = given(DIAMOND_OF_BREAKERS, completed("a"), failed("b", "unknown"), failed("c", "unknown")).when_sent()
     other.when(continues("b"), cancelled(), undone("c")).then(compensate("a"))
 
 
 def test_rule_8_continue_is_ignored_after_an_abort() -> None:
-    history = given(DIAMOND, completed("a"), failed("b", "unknown"), failed("c", "unknown", abort=True)).when_sent()
+    history = given(
+        DIAMOND_OF_BREAKERS, completed("a"), failed("b", "unknown"), failed("c", "unknown", abort=True)
+    ).when_sent()
     history.when(continues("b")).then(note="continue_refused")
 
 
 def test_rule_8_continue_is_ignored_past_the_sagas_deadline() -> None:
-    history = given(LINE, completed("a"), failed("b", "unknown")).when_sent()
-    late = START_MS + LINE.deadline_ms + 1
+    history = given(BREAKERS, completed("a"), failed("b", "unknown")).when_sent()
+    late = START_MS + BREAKERS.deadline_ms + 1
     history.when(continues("b").at(late)).then(compensate("a"), note="continue_refused")
 
 
 def test_rule_8_only_the_failed_steps_own_compensation_may_continue() -> None:
-    history = given(SHORT, completed("a"), failed("b")).when_sent()
+    history = given(SHORT_OF_BREAKERS, completed("a"), failed("b")).when_sent()
     history.when(continues("a")).then(COMPENSATED, note="continue_refused")
 
 
+def test_rule_8_continue_counts_after_a_rejection_by_default_where_the_own_compensation_runs() -> None:
+    history = given(saga(step("a", compensate_on_failure="always"), step("b")), failed("a")).then(compensate("a"))
+    history.when_sent().when(continues("a")).then(execute("b"))
+
+
+@pytest.mark.parametrize(
+    "failure", [failed("a", "unknown"), timed_out("a").at(START_MS + HOUR_MS), completed("a").at(START_MS + HOUR_MS)]
+)
+def test_rule_8_continue_counts_after_no_other_kind_of_failure_unless_it_is_named(failure: Said) -> None:
+    history = given(saga(step("a", deadline="1m"), step("b")), failure).then(compensate("a"), note=ANY).when_sent()
+    history.when(continues("a")).then(COMPENSATED, note="continue_refused")
+
+
+@pytest.mark.parametrize(
+    ("kind", "failure"),
+    [
+        ("rejected", failed("a")),
+        ("rejected", failed("a", "unknown", kind="rejected")),
+        ("crashed", failed("a", "unknown")),
+        ("timed_out", timed_out("a").at(START_MS + HOUR_MS)),
+        ("timed_out", completed("a").at(START_MS + HOUR_MS)),
+    ],
+)
+@pytest.mark.parametrize("policy", ["if_unknown", "always", "never"])
+def test_rule_8_a_kind_that_is_named_makes_the_own_compensation_run_and_continue_count(
+    kind: RecoverFrom, failure: Said, policy: CompensateOnFailure
+) -> None:
+    breaker = step("a", deadline="1m", recover_from=kind, compensate_on_failure=policy)
+    history = given(saga(breaker, step("b")), failure).then(compensate("a"), note=ANY).when_sent()
+    history.when(continues("a")).then(execute("b"))
+
+
+def test_rule_8_a_kind_that_is_not_named_is_left_to_the_policy() -> None:
+    breaker = step("a", recover_from="crashed")
+    given(saga(breaker), failed("a")).then(COMPENSATED)
+    given(saga(breaker), failed("a", "unknown", kind="rejected")).then(compensate("a")).when_sent().when(
+        continues("a")
+    ).then(COMPENSATED, note="continue_refused")
+
+
 def test_rule_8_a_later_step_of_the_same_round_may_continue_too() -> None:
-    history = given(LINE, completed("a"), failed("b", "unknown")).when_sent().when(continues("b"))
+    history = given(BREAKERS, completed("a"), failed("b", "unknown")).when_sent().when(continues("b"))
     history = history.when_sent().when(failed("c", "unknown")).then(compensate("c"))
     history.when_sent().when(continues("c")).then(COMPLETE)
 
 
 def test_rule_8_a_failed_step_is_its_own_only_until_something_else_is_taken_down() -> None:
-    history = given(DIAMOND, completed("a"), completed("b"), failed("c", "unknown")).when_sent()
+    history = given(DIAMOND_OF_BREAKERS, completed("a"), completed("b"), failed("c", "unknown")).when_sent()
     history = history.when(undone("c", nothing=True)).then(compensate("b"))
     history = history.when_sent().when(failed("c", "unknown", run="run-2")).then(compensate("c", 2), note="unwanted")
     assert not history.sends(compensate("c", 2)).own
@@ -458,7 +505,7 @@ def test_rule_9_an_unwanted_effect_of_an_earlier_round_has_no_say() -> None:
 
 
 def test_rule_9_a_new_round_drops_the_substitutes_that_it_passes() -> None:
-    history = given(LINE, completed("a"), failed("b", "unknown")).when_sent().when(continues("b")).when_sent()
+    history = given(BREAKERS, completed("a"), failed("b", "unknown")).when_sent().when(continues("b")).when_sent()
     history = history.when(failed("c")).then(compensate("a")).when_sent().when(retry("a"))
     assert history.state.standing == {"b": 1}
     history = history.when(round_started()).then(execute("a", 2))
@@ -466,14 +513,14 @@ def test_rule_9_a_new_round_drops_the_substitutes_that_it_passes() -> None:
 
 
 def test_rule_9_a_new_round_keeps_the_substitute_of_a_step_that_it_does_not_redo() -> None:
-    history = given(LINE, completed("a"), failed("b", "unknown")).when_sent().when(continues("b")).when_sent()
+    history = given(BREAKERS, completed("a"), failed("b", "unknown")).when_sent().when(continues("b")).when_sent()
     history = history.when(failed("c", "unknown")).when_sent().when(retry("c"), round_started())
     history = history.then(execute("c", 2))
     assert history.sends(execute("c", 2)).effects["b"] == msgspec.Raw(b'"substitute"')
 
 
 def test_rule_9_a_real_completion_of_a_substituted_step_is_undone_and_the_substitute_stays() -> None:
-    history = given(LINE, completed("a"), failed("b", "unknown")).when_sent().when(continues("b")).when_sent()
+    history = given(BREAKERS, completed("a"), failed("b", "unknown")).when_sent().when(continues("b")).when_sent()
     history = history.when(completed("b", run="run-2")).then(note="unwanted")
     history = history.when(completed("c")).then(compensate("b", 2)).when_sent()
     history = history.when(undone("b", 2)).then(COMPLETE)
@@ -481,7 +528,7 @@ def test_rule_9_a_real_completion_of_a_substituted_step_is_undone_and_the_substi
 
 
 def test_rule_9_a_substitute_falls_with_the_real_effect_that_the_way_back_undoes() -> None:
-    history = given(LINE, completed("a"), failed("b", "unknown")).when_sent().when(continues("b")).when_sent()
+    history = given(BREAKERS, completed("a"), failed("b", "unknown")).when_sent().when(continues("b")).when_sent()
     history = history.when(completed("b", run="run-2")).when(failed("c")).then(compensate("b", 2)).when_sent()
     history.when(retry("b", generation=2)).when(round_started()).then(execute("b", 2))
 
@@ -705,7 +752,7 @@ def test_rule_14_a_failure_before_the_cancel_stays_the_cause() -> None:
 
 
 def test_rule_14_a_failure_that_was_mended_by_a_substitute_is_not_the_cause() -> None:
-    history = given(LINE, completed("a"), failed("b", "unknown")).when_sent().when(continues("b")).when_sent()
+    history = given(BREAKERS, completed("a"), failed("b", "unknown")).when_sent().when(continues("b")).when_sent()
     history = history.when(failed("c", code="no_carrier")).when_sent().when(undone("a")).then(COMPENSATED)
     assert history.sends(COMPENSATED).step == "c"
 

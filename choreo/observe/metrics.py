@@ -29,6 +29,7 @@ AttemptResult = Literal["ok", "rejected", "crashed", "timed_out"]
 CompensationResult = Literal["undone", "nothing_to_undo", "failed", "skipped_duplicate"]
 DeadLetterReason = Literal["undecodable", "unknown_version", "unknown_contract"]
 ReplaySource = Literal["rebuild", "scan"]
+ObserverKind = Literal["tracer", "hook", "compensation_error_handler"]
 
 STEP_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 SAGA_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800, 3_600, 21_600, 86_400)
@@ -105,6 +106,11 @@ class Metrics:
         self.records_parked = gauge(
             "records_parked", "Records that wait for a contract version this process does not hold.", "saga"
         )
+        self.observer_errors = counter(
+            "observer_errors", "Tracers, hooks and handlers of errors that failed themselves, which is ignored.", "kind"
+        )
+        for kind in get_args(ObserverKind):
+            self.observer_errors.labels(kind)
 
         # Everybody's: the log.
         self.messages_consumed = counter("messages_consumed", "Records polled.", "topic", "group")

@@ -4,10 +4,11 @@ A record passes ``route`` (is it ours?), ``partition`` (offsets, back-pressure),
 saga and step), ``perform`` (what is to be done), ``trigger`` (as a ``job``), ``attempts`` (retries of a ``call``,
 ``retried`` says for what), ``answer`` (with a ``failure``) and ``publish``. ``worker`` polls and commits; ``place`` and
 ``answered`` know a partition's time and what was answered before a crash; ``refusal`` and ``dead_letter`` deal with
-what cannot be understood; ``counts`` counts and ``runtime`` puts it together. For users: ``service``, ``handler``,
-``context``, ``verdict``, ``options``.
+what cannot be understood; ``counts`` counts, ``tracers`` watch, ``outcome`` runs every ``hook``, ``runtime`` puts it all
+together. For users: ``service``, ``handler``, ``context``, ``verdict``, ``options``.
 """
 
+from choreo.observe.events import AttemptEnded, AttemptEvent, OutcomeEvent
 from choreo.step.context import CompensationContext, Context
 from choreo.step.options import Options
 from choreo.step.runtime import StepRuntime
@@ -26,6 +27,8 @@ from choreo.step.verdict import (
 __all__ = [
     "Abort",
     "AbortRetries",
+    "AttemptEnded",
+    "AttemptEvent",
     "CompensationAnswer",
     "CompensationContext",
     "Context",
@@ -33,6 +36,7 @@ __all__ = [
     "InvalidInput",
     "NothingToUndo",
     "Options",
+    "OutcomeEvent",
     "Reject",
     "Retry",
     "Service",

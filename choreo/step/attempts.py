@@ -25,6 +25,7 @@ from choreo.step.context import BaseContext
 from choreo.step.handler import Handler
 from choreo.step.job import Job
 from choreo.step.lanes import Lane
+from choreo.step.tracers import Watch
 from choreo.step.verdict import InvalidInput, Reject
 
 
@@ -67,6 +68,7 @@ class Attempts:
         timeout_s: float,
         counters: Mapping[AttemptResult, Counter],
         definite: tuple[type[BaseException], ...] = (Reject, InvalidInput),
+        watch: Watch[Any] | None = None,
     ) -> Ended:
         """Call the handler until it returns, gives a definite answer, or has no attempt or time left.
 
@@ -79,6 +81,7 @@ class Attempts:
             timeout_s: bound of one attempt.
             counters: of attempts, by how they ended.
             definite: exceptions that are never retried.
+            watch: is told of each attempt.
         """
         clock, due_at = self._clock, job.due_at
         began = clock.monotonic()
@@ -90,27 +93,21 @@ class Attempts:
             if not lane.slots.try_take():
                 await lane.rest(lane.slots.take())
             try:
-                now = clock.monotonic()
-                if now >= due_at:
+                if clock.monotonic() >= due_at:
                     break
                 attempt += 1
-                limit_s = min(timeout_s, due_at - now)
-                code = "timeout" if timeout_s <= due_at - now else "deadline"
-                made = context(job, attempt, now + limit_s, clock)
-                if handler.is_async:
-                    value, error = await call_async(handler, made, limit_s, code)
-                else:
-                    value, error, lingering = await call_in_thread(handler, made, self._executor, limit_s, code)
+                value, error, lingering = await self._attempt(handler, context, job, attempt, timeout_s, watch)
             finally:
                 lane.slots.give_back()
-            counters[_result_of(error, definite)].inc()
-            if error is None or isinstance(error, definite) or attempt > retries.limit:
+            result = _result_of(error, definite)
+            counters[result].inc()
+            wait_s = None
+            if error is not None and not isinstance(error, definite) and attempt <= retries.limit:
+                wait_s = self._wait_s(handler, error, retries, attempt, due_at)
+            if watch is not None:
+                await watch.after(value, error, result, is_last=wait_s is None)
+            if wait_s is None:
                 break
-            if not handler.retried.includes(error):
-                break
-            wait_s = self._backoff_s(retries, attempt)
-            if clock.monotonic() + wait_s >= due_at:
-                break  # the failure is certain now, so it is said now and not when it is due
             in_doubt = True
             if lingering is not None:
                 await asyncio.wait((lingering,), timeout=max(0.0, due_at - clock.monotonic()))
@@ -121,9 +118,42 @@ class Attempts:
         duration_ms = round((clock.monotonic() - began) * 1_000)
         return Ended(value, error, attempt, duration_ms, in_doubt, lingering)
 
-    def _backoff_s(self, retries: Retries, retry: int) -> float:
-        longest_s = retries.backoff_ms(retry) / 1_000
-        return self._random.uniform(0, longest_s) if retries.jitter else longest_s
+    async def _attempt(
+        self,
+        handler: Handler,
+        context: Callable[[Any, int, float, Clock], BaseContext[Any]],
+        job: Job,
+        attempt: int,
+        timeout_s: float,
+        watch: Watch[Any] | None,
+    ) -> tuple[Any, BaseException | None, Lingering | None]:
+        try:
+            if watch is not None:
+                job = await watch.before(attempt)
+            now = self._clock.monotonic()
+            left_s = max(0.0, job.due_at - now)
+            limit_s, code = (timeout_s, "timeout") if timeout_s <= left_s else (left_s, "deadline")
+            made = context(job, attempt, now + limit_s, self._clock)
+            if handler.is_async:
+                value, error = await call_async(handler, made, limit_s, code)
+                return value, error, None
+            return await call_in_thread(handler, made, self._executor, limit_s, code)
+        except asyncio.CancelledError:
+            if watch is not None:
+                await watch.after(None, None, "cancelled", is_last=True)
+            raise
+
+    def _wait_s(
+        self, handler: Handler, error: BaseException, retries: Retries, retry: int, due_at: float
+    ) -> float | None:
+        """The wait before a retry; ``None`` if there is to be none."""
+        if not handler.retried.includes(error):
+            return None
+        wait_s = retries.backoff_ms(retry) / 1_000
+        if retries.jitter:
+            wait_s = self._random.uniform(0, wait_s)
+        # If it could not begin before the due, the failure is certain now, so it is said now and not when it is due.
+        return None if self._clock.monotonic() + wait_s >= due_at else wait_s
 
 
 def _result_of(error: BaseException | None, definite: tuple[type[BaseException], ...]) -> AttemptResult:

@@ -24,6 +24,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         ready_within_s: a service that has not polled for that long is not ready.
         park_limit_s: how long a record of a contract version that is not held is kept for a newer worker.
         answers_remembered: for each partition, to recognise triggers that are in the log twice.
+        observer_timeout_s: what a tracer gets for each call.
 
     Raises:
         ConfigurationError: a setting is zero where something is counted, negative, or no number.
@@ -40,6 +41,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ready_within_s: float = 30.0
     park_limit_s: float = 600.0
     answers_remembered: int = 20_000
+    observer_timeout_s: float = 1.0
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:

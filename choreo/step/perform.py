@@ -39,11 +39,13 @@ from choreo.step.dead_letter import DeadLetters
 from choreo.step.failure import crash, plain_failure
 from choreo.step.job import CompensationJob, StepJob
 from choreo.step.lanes import Lane
+from choreo.step.outcome import OutcomeHooks
 from choreo.step.place import Place
 from choreo.step.publish import Publisher
 from choreo.step.refusal import Refusals
 from choreo.step.route import Delivery
 from choreo.step.service import Hosted
+from choreo.step.tracers import Tracers, Watch
 from choreo.step.trigger import TRIGGERS, Trigger, compensation_job, is_trigger, round_of, step_job
 from choreo.step.verdict import InvalidInput, Retry
 
@@ -65,12 +67,16 @@ class Performer:
         clock: Clock,
         random: Random,
         metrics: Metrics,
+        tracers: Tracers,
+        outcome_hooks: OutcomeHooks,
         park_limit_s: float,
     ) -> None:
         """Equip a performer.
 
         Args:
             hosted: the steps that the service runs, by saga, version and name.
+            tracers: are told of every attempt.
+            outcome_hooks: run on outcomes.
             park_limit_s: how long, from its append, a record of an unknown version is kept unfinished.
         """
         self._hosted = hosted
@@ -79,6 +85,9 @@ class Performer:
         self._publisher = publisher
         self._clock = clock
         self._random = random
+        self._tracers = tracers
+        self._outcome_hooks = outcome_hooks
+        self._hook_lanes = outcome_hooks.lanes
         self._refusals = Refusals(
             self._versions,
             publisher,
@@ -94,6 +103,9 @@ class Performer:
     async def perform(self, delivery: Delivery, lane: Lane, place: Place) -> None:
         """Do what the record asks of the step."""
         message, step = delivery
+        if step in self._hook_lanes:
+            await self._outcome_hooks.perform(delivery, lane, place)
+            return
         try:
             try:
                 record = _read(message, place)
@@ -129,6 +141,7 @@ class Performer:
             counts.events["skipped_duplicate"].inc()
             return
         self._delays[record.saga].observe(max(0.0, (self._clock.now_ms() - message.timestamp_ms) / 1_000))
+        watch = self._tracers.watch(job, message)
         counts.running += 1
         try:
             ended = await self._attempts.run(
@@ -139,9 +152,12 @@ class Performer:
                 retries=step.retries,
                 timeout_s=step.timeout_ms / 1_000,
                 counters=counts.attempts,
+                watch=watch,
             )
         finally:
             counts.running -= 1
+        if watch is not None:
+            job = watch.job
         if ended.attempts > 1:
             counts.retries.inc(ended.attempts - 1)
         outcome = await self._publish_outcome(job, answer.answer_of_step(job, ended), place)
@@ -176,7 +192,10 @@ class Performer:
             return
         job = compensation_job(record, hosted, self._draw_run(), message, place, self._clock.monotonic())
         self._delays[record.saga].observe(max(0.0, (self._clock.now_ms() - message.timestamp_ms) / 1_000))
-        ended = await self._run_compensation(job, hosted, lane, counts)
+        watch = self._tracers.watch(job, message)
+        ended = await self._run_compensation(job, hosted, lane, counts, watch)
+        if watch is not None:
+            job = watch.job
         if ended is None:
             failure = plain_failure("rejected", "no_compensation", f"step {step!r} has no compensation here")
             reply: StepCompensated | CompensationFailed = answer.compensation_failed(job, failure)
@@ -200,7 +219,12 @@ class Performer:
                 await _wait_for_thread(ended.lingering, job)
 
     async def _run_compensation(
-        self, job: CompensationJob, hosted: Hosted, lane: Lane, counts: StepCounts
+        self,
+        job: CompensationJob,
+        hosted: Hosted,
+        lane: Lane,
+        counts: StepCounts,
+        watch: Watch[CompensationJob] | None,
     ) -> Ended | None:
         if hosted.compensation is None:
             return None
@@ -215,6 +239,7 @@ class Performer:
                 timeout_s=hosted.step.timeout_ms / 1_000,
                 counters=counts.compensation_attempts,
                 definite=(UnfitInput, InvalidInput),
+                watch=watch,
             )
         finally:
             counts.running -= 1

@@ -8,20 +8,31 @@ and from then on only the record itself is believed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from choreo.broker.port import Headers, Message
 from choreo.broker.topics import saga_topic
 from choreo.messages.headers import CE_TYPE
-from choreo.messages.records import Compensate, Execute, SagaStarted, StepCompleted
+from choreo.messages.records import (
+    Compensate,
+    Execute,
+    SagaCompensated,
+    SagaCompleted,
+    SagaStarted,
+    StepCompleted,
+)
 from choreo.step.service import Hosted
 
 _STARTED, _COMPLETED = CE_TYPE[SagaStarted], CE_TYPE[StepCompleted]
 _CONCERNING = frozenset((_STARTED, _COMPLETED, CE_TYPE[Execute], CE_TYPE[Compensate]))
+_OUTCOMES = frozenset((CE_TYPE[SagaCompleted], CE_TYPE[SagaCompensated]))
+
+_NOTHING: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 class Delivery(NamedTuple):
-    """A record, delivered to one of our steps."""
+    """A record, delivered to one of our steps, or to what runs on outcomes (the lane's name is then ``step``)."""
 
     message: Message
     step: str
@@ -31,6 +42,7 @@ class _TopicRoutes(NamedTuple):
     roots: tuple[str, ...]
     chained: Mapping[bytes, tuple[str, ...]]
     own: Mapping[bytes, tuple[str, ...]]
+    on_outcome: tuple[str, ...]
 
 
 class Routes:
@@ -40,12 +52,21 @@ class Routes:
         topics: those that the service has to read.
     """
 
-    def __init__(self, hosted: Iterable[Hosted]) -> None:
-        by_topic: dict[str, list[Hosted]] = {}
+    def __init__(self, hosted: Iterable[Hosted], on_outcome: Mapping[str, tuple[str, ...]] = _NOTHING) -> None:
+        """Find the ways.
+
+        Args:
+            hosted: the service's steps.
+            on_outcome: the lanes of what runs on outcomes, by saga.
+        """
+        by_saga: dict[str, list[Hosted]] = {saga: [] for saga in on_outcome}
         for each in hosted:
-            by_topic.setdefault(saga_topic(each.saga.name), []).append(each)
-        self._routes = {topic: _routes_of(steps) for topic, steps in by_topic.items()}
-        self.topics = tuple(sorted(by_topic))
+            by_saga.setdefault(each.saga.name, []).append(each)
+        self._routes = {
+            saga_topic(saga): _routes_of(steps, on_outcome.get(saga, ())) for saga, steps in by_saga.items()
+        }
+        self._concerning = _CONCERNING | _OUTCOMES if on_outcome else _CONCERNING
+        self.topics = tuple(sorted(self._routes))
 
     def own_steps(self, topic: str) -> frozenset[str]:
         """The steps of the topic's saga that the service runs, in whatever version."""
@@ -53,10 +74,11 @@ class Routes:
 
     def match(self, message: Message) -> tuple[str, ...]:
         """The steps of the service that the record concerns; mostly none."""
+        concerning = self._concerning
         ce_type = step_header = None
         for name, value in message.headers:
             if name == "ce_type" and ce_type is None:
-                if value not in _CONCERNING:
+                if value not in concerning:
                     return ()
                 ce_type = value
             elif name == "choreo_step" and step_header is None:
@@ -64,9 +86,12 @@ class Routes:
         routes = self._routes[message.topic]
         if ce_type == _STARTED:
             return routes.roots
-        if ce_type is None or step_header is None:
-            return ()
-        return (routes.chained if ce_type == _COMPLETED else routes.own).get(step_header, ())
+        if step_header is not None:
+            if ce_type == _COMPLETED:
+                return routes.chained.get(step_header, ())
+            if ce_type is not None and ce_type not in _OUTCOMES:
+                return routes.own.get(step_header, ())
+        return routes.on_outcome if ce_type in _OUTCOMES else ()
 
 
 def ce_type_of(headers: Headers) -> bytes | None:
@@ -77,7 +102,7 @@ def ce_type_of(headers: Headers) -> bytes | None:
     return None
 
 
-def _routes_of(hosted: list[Hosted]) -> _TopicRoutes:
+def _routes_of(hosted: list[Hosted], on_outcome: tuple[str, ...]) -> _TopicRoutes:
     roots: dict[str, None] = {}  # a set that keeps its order, so that every run starts lanes in the same order
     chained: dict[str, dict[str, None]] = {}
     for each in hosted:
@@ -90,4 +115,5 @@ def _routes_of(hosted: list[Hosted]) -> _TopicRoutes:
         roots=tuple(roots),
         chained={step.encode(): tuple(others) for step, others in chained.items()},
         own={each.step.name.encode(): (each.step.name,) for each in hosted},
+        on_outcome=on_outcome,
     )

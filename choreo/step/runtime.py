@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from random import Random
@@ -17,10 +17,12 @@ from choreo.observe.metrics import Metrics
 from choreo.step.attempts import Attempts
 from choreo.step.dead_letter import DeadLetters
 from choreo.step.options import Options
+from choreo.step.outcome import OutcomeHooks
 from choreo.step.perform import HostedSteps, Performer
 from choreo.step.publish import Publisher
 from choreo.step.route import Routes
 from choreo.step.service import Service
+from choreo.step.tracers import Tracers
 from choreo.step.worker import Worker
 
 
@@ -67,7 +69,7 @@ class StepRuntime:
         self._options = options if options is not None else Options()
         self._executor = executor
         self._hosted = {service.name: service.hosted() for service in self.services}
-        if problems := _overlaps(self._hosted):
+        if problems := _overlaps(self.services, self._hosted):
             raise DefinitionError("the set of services", tuple(problems))
         self._workers: tuple[Worker, ...] = ()
         self._ended = asyncio.Event()
@@ -129,6 +131,17 @@ class StepRuntime:
         clock, random, metrics, options = self._clock, self._random, self.metrics, self._options
         hosted = self._hosted[service.name]
         publisher = Publisher(producer, service.source, clock=clock, random=random, metrics=metrics)
+        tracers = Tracers(
+            service.tracers,
+            service.name,
+            service.group,
+            executor=executor,
+            clock=clock,
+            metrics=metrics,
+            timeout_s=options.observer_timeout_s,
+        )
+        sagas = {saga for saga, _ in service.contracts}
+        outcome_hooks = OutcomeHooks(service.outcome_hooks, tracers, sagas, executor, metrics)
         performer = Performer(
             hosted,
             Attempts(clock, random, executor),
@@ -137,23 +150,26 @@ class StepRuntime:
             clock=clock,
             random=random,
             metrics=metrics,
+            tracers=tracers,
+            outcome_hooks=outcome_hooks,
             park_limit_s=options.park_limit_s,
         )
-        return Worker(
-            service, Routes(hosted.values()), performer, self._broker, clock=clock, metrics=metrics, options=options
-        )
+        routes = Routes(hosted.values(), outcome_hooks.lanes_by_saga)
+        return Worker(service, routes, performer, self._broker, clock=clock, metrics=metrics, options=options)
 
 
-def _overlaps(hosted: dict[str, HostedSteps]) -> list[str]:
+def _overlaps(services: Iterable[Service], hosted: Mapping[str, HostedSteps]) -> list[str]:
     problems = []
     owners: dict[tuple[str, str], str] = {}
     contracts: dict[tuple[str, int], str] = {}
-    for service, steps in hosted.items():
-        for (saga, version, step), each in steps.items():
-            owner = owners.setdefault((saga, step), service)
-            if owner != service:
-                problems.append(f"step {step!r} of saga {saga!r} is in services {owner!r} and {service!r}; keep one")
-            content = contracts.setdefault((saga, version), each.saga.content_hash)
-            if content != each.saga.content_hash:
-                problems.append(f"service {service!r} holds saga {saga!r} version {version} with another content")
+    for service in services:
+        for saga, _, step in hosted[service.name]:
+            owner = owners.setdefault((saga, step), service.name)
+            if owner != service.name:
+                problems.append(
+                    f"step {step!r} of saga {saga!r} is in services {owner!r} and {service.name!r}; keep one"
+                )
+        for (saga, version), contract in service.contracts.items():
+            if contracts.setdefault((saga, version), contract.content_hash) != contract.content_hash:
+                problems.append(f"service {service.name!r} holds saga {saga!r} version {version} with another content")
     return problems

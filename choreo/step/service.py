@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from choreo.contract.policy import Duration, duration_ms
 from choreo.contract.saga import Saga, StepSpec
 from choreo.errors import DefinitionError
 from choreo.step.context import BaseContext, CompensationContext, Context
 from choreo.step.handler import Handler
+from choreo.step.hook import Hook, problems_of_callback
 from choreo.step.retried import ALWAYS, ExceptionTypes, retried
+from choreo.step.tracers import problems_of_tracer
 from choreo.step.verdict import InvalidInput, Reject
 
 SERVICE_NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,99}\Z"
@@ -48,11 +51,14 @@ class Service:
         name: names the consumer group ``choreo.<name>`` and the source ``/choreo/<name>`` of its records.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, tracers: Iterable[object] = ()) -> None:
         """Begin a service.
 
+        Args:
+            tracers: as for ``trace``.
+
         Raises:
-            DefinitionError: the name cannot be part of a group's name.
+            DefinitionError: the name cannot be part of a group's name, or a tracer is none.
         """
         if not re.match(SERVICE_NAME_PATTERN, name):
             raise DefinitionError(f"service {name!r}", (f"its name must match {SERVICE_NAME_PATTERN}",))
@@ -60,6 +66,10 @@ class Service:
         self._contracts: dict[tuple[str, int], Saga] = {}
         self._handlers: dict[tuple[str, int, str], Handler] = {}
         self._compensations: dict[tuple[str, int, str], Handler] = {}
+        self._outcome_hooks: dict[str, dict[str, Hook]] = {}
+        self._tracers: list[object] = []
+        for tracer in tracers:
+            self.trace(tracer)
 
     @property
     def group(self) -> str:
@@ -115,8 +125,73 @@ class Service:
         """
         return self._bind(saga, step, self._compensations, CompensationContext, retry_on, never_retry)
 
+    def on_outcome(self, saga: Saga, *, name: str | None = None, timeout: Duration = "30s") -> Callable[[F], F]:
+        """Run the decorated function, sync or async, when a saga completed or was compensated.
+
+            @audit.on_outcome(ORDER)
+            async def file(event: OutcomeEvent) -> None: ...
+
+        It runs at least once for each outcome, in whatever version of the saga. What it raises is logged, counted in
+        ``choreo_observer_errors_total`` and ignored. A service may have nothing else.
+
+        Args:
+            saga: the contract, in any version.
+            name: tells the hooks of a saga from each other; the function's by default.
+            timeout: bound of one call.
+
+        Raises:
+            DefinitionError: with all problems found.
+        """
+
+        def decorate(function: F) -> F:
+            hook_name = str(name or getattr(function, "__qualname__", type(function).__qualname__))
+            problems = [*self._problems_of_contract(saga), *problems_of_callback(function, "an OutcomeEvent")]
+            timeout_ms = 0
+            try:
+                timeout_ms = duration_ms(timeout)
+            except (TypeError, ValueError) as error:
+                problems.append(f"timeout: {error}")
+            bound = self._outcome_hooks.get(saga.name, {}).get(hook_name)
+            if bound is not None and bound.function is not function:
+                problems.append(f"another hook of saga {saga.name!r} has this name; give one of them a name=")
+            if problems:
+                raise DefinitionError(f"service {self.name!r}: outcome hook {hook_name!r}", tuple(problems))
+            self._contracts[saga.name, saga.version] = saga
+            hook = Hook(function, hook_name, timeout_ms / 1_000)
+            self._outcome_hooks.setdefault(saga.name, {})[hook_name] = hook
+            return function
+
+        return decorate
+
+    @property
+    def outcome_hooks(self) -> Mapping[str, Mapping[str, Hook]]:
+        """What runs on outcomes, by saga and name."""
+        return self._outcome_hooks
+
+    @property
+    def tracers(self) -> Sequence[object]:
+        """Those that watch the service, in the order in which they were added."""
+        return tuple(self._tracers)
+
+    def trace(self, tracer: object) -> None:
+        """Let a tracer watch; ``choreo.observe.events`` says what that is.
+
+        Several are told in order before an attempt, and in the opposite order after it.
+
+        Raises:
+            DefinitionError: it has no method of a tracer, one that cannot be called as it has to be, or it is added
+                twice.
+        """
+        problems = problems_of_tracer(tracer)
+        if any(tracer is other for other in self._tracers):
+            problems.append("it watches this service already")
+        if problems:
+            subject = f"service {self.name!r}: tracer {type(tracer).__qualname__!r}"
+            raise DefinitionError(subject, tuple(problems))
+        self._tracers.append(tracer)
+
     def hosted(self) -> Mapping[tuple[str, int, str], Hosted]:
-        """All steps that it runs, by saga, version and step.
+        """All steps that it runs, by saga, version and step; none for a service that only has outcome hooks.
 
         Raises:
             DefinitionError: a handler is missing; the message lists all of them.
@@ -138,7 +213,7 @@ class Service:
                     f"{contract[step].compensation!r}; add one with @compensation"
                 )
             hosted[key] = Hosted(contract, contract[step], handler, compensation)
-        if not hosted and not problems:
+        if not hosted and not problems and not self._outcome_hooks:
             problems.append("it runs no steps; add one with @step")
         if problems:
             raise DefinitionError(f"service {self.name!r}", tuple(problems))
@@ -175,13 +250,7 @@ class Service:
         return decorate
 
     def _problems(self, saga: Saga, step: str, *, is_compensation: bool) -> list[str]:
-        problems: list[str] = []
-        held = self._contracts.get((saga.name, saga.version))
-        if held is not None and held.content_hash != saga.content_hash:
-            problems.append(
-                f"saga {saga.name!r} version {saga.version} is held with another content ({held.content_hash[:12]}, "
-                f"this one is {saga.content_hash[:12]}); give a changed contract a new version"
-            )
+        problems = self._problems_of_contract(saga)
         try:
             spec = saga[step]
         except DefinitionError as error:
@@ -189,4 +258,14 @@ class Service:
         else:
             if is_compensation and spec.compensation is None:
                 problems.append(f"step {step!r} has no compensation in the contract; name one there: compensation='…'")
+        return problems
+
+    def _problems_of_contract(self, saga: Saga) -> list[str]:
+        problems: list[str] = []
+        held = self._contracts.get((saga.name, saga.version))
+        if held is not None and held.content_hash != saga.content_hash:
+            problems.append(
+                f"saga {saga.name!r} version {saga.version} is held with another content ({held.content_hash[:12]}, "
+                f"this one is {saga.content_hash[:12]}); give a changed contract a new version"
+            )
         return problems

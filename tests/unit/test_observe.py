@@ -35,7 +35,7 @@ def test_metrics_follow_the_naming_conventions() -> None:
 
 
 def test_no_label_can_grow_without_bound() -> None:
-    allowed = {"saga", "step", "outcome", "phase", "result", "topic", "partition", "group", "reason", "source"}
+    allowed = {"saga", "step", "outcome", "phase", "result", "topic", "partition", "group", "reason", "source", "kind"}
     build = {"version", "python", "aiokafka", "loop"}
     for row in Metrics().table():
         assert set(row.labels) <= (build if row.name == "choreo_build_info" else allowed), row

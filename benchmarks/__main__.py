@@ -1,8 +1,10 @@
-"""``make bench``: choreo beside the wire limit, over a real Kafka, a process for each service. A JSON line a result.
+"""``make bench``: choreo beside the wire limit, over a real Kafka, a process for each service; then embedded.
 
-python -m benchmarks                      a local Kafka is started for the run
-python -m benchmarks --broker kafka://…   another broker
-python -m benchmarks --seconds 20         longer measurements
+A JSON line a result.
+
+    python -m benchmarks                      a local Kafka is started for the run
+    python -m benchmarks --broker kafka://…   another broker
+    python -m benchmarks --seconds 20         longer measurements
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import json
 import platform
 import secrets
+import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -23,14 +25,14 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from benchmarks.load import Measured, closed_loop
 from benchmarks.order_saga import ORDER, Order
-from benchmarks.processes import Processes, Usage
+from benchmarks.processes import Processes
+from benchmarks.report import WARMUP_S, ratio_of, result_of, say
 from benchmarks.wire_limit import HOPS, Chain
 from choreo import Client, SagaFailed, open_broker
 from choreo.broker.registry import ensure_saga_topics
 
 PARTITIONS = 4
 IN_FLIGHT = (1, 200)
-WARMUP_S = 3.0
 FAILING_SHARE = 10  # one in so many
 
 
@@ -53,6 +55,8 @@ def main() -> int:
         say({"benchmark": "machine", "python": platform.python_version(), "system": platform.platform(terse=True)})
         wire = asyncio.run(measure_wire_limit(url, options.seconds, logs))
         asyncio.run(measure_choreo(url, options.seconds, logs, wire))
+        embedded = ["-m", "benchmarks.embedded", str(logs), str(options.seconds)]
+        subprocess.run([sys.executable, *embedded], check=True)
     return 0
 
 
@@ -117,7 +121,7 @@ async def measure_choreo(url: str, seconds: float, logs: Path, wire: dict[int, M
         await client.run(ORDER, completing, timeout_s=60)
         for in_flight in IN_FLIGHT:
             measured = await measure("order saga", complete, in_flight, seconds, processes)
-            compare(measured, wire[in_flight])
+            say(ratio_of(measured, wire[in_flight]))
         await measure("order saga, 10 % failing at step 3", mixed, IN_FLIGHT[-1], seconds, processes)
 
 
@@ -129,44 +133,9 @@ async def measure(
     measured = await closed_loop(operation, in_flight=in_flight, seconds=seconds, warmup_s=WARMUP_S)
     processes.check()
     after = processes.usage()
-    share = seconds / (seconds + WARMUP_S)
-    say(
-        {
-            "benchmark": name,
-            "in_flight": in_flight,
-            "seconds": seconds,
-            "per_second": round(measured.per_second, 1),
-            "p50_ms": round(measured.percentile_ms(0.50), 2),
-            "p99_ms": round(measured.percentile_ms(0.99), 2),
-            "cpu_us_each": {name: _cpu_us(before[name], after[name], share, measured) for name in after},
-            "rss_mib": {name: round(usage.rss_mib, 1) for name, usage in after.items()},
-        }
-    )
+    usage = {process: ((before[process].cpu_s, 0.0), (used.cpu_s, used.rss_mib)) for process, used in after.items()}
+    say(result_of(name, measured, usage))
     return measured
-
-
-def compare(choreo: Measured, wire: Measured) -> None:
-    """Say choreo's result as ratios of the wire limit's, of the same run."""
-    say(
-        {
-            "benchmark": "ratio to the wire limit",
-            "in_flight": choreo.in_flight,
-            "throughput": round(choreo.per_second / wire.per_second, 3),
-            "p50": round(choreo.percentile_ms(0.50) / wire.percentile_ms(0.50), 2),
-            "p99": round(choreo.percentile_ms(0.99) / wire.percentile_ms(0.99), 2),
-        }
-    )
-
-
-def say(result: dict[str, object]) -> None:
-    """One JSON line."""
-    print(json.dumps(result), flush=True)
-
-
-def _cpu_us(before: Usage, after: Usage, share: float, measured: Measured) -> float:
-    """CPU time for each operation in microseconds, the warm-up's part taken off by its share of the time."""
-    operations = max(1, len(measured.latencies_ms))
-    return round((after.cpu_s - before.cpu_s) * share / operations * 1e6, 1)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ A record passes ``route`` (is it ours?), ``partition`` (offsets, back-pressure),
 saga and step), ``perform`` (what is to be done), ``trigger`` (as a ``job``), ``attempts`` (retries of a ``call``,
 ``retried`` says for what), ``answer`` (with a ``failure``) and ``publish``. ``worker`` polls and commits; ``place`` and
 ``answered`` know a partition's time and what was answered before a crash; ``refusal`` and ``dead_letter`` deal with
-what cannot be understood; ``counts`` counts, ``tracers`` watch, ``outcome`` runs every ``hook``, ``runtime`` puts it all
-together. For users: ``service``, ``handler``, ``context``, ``verdict``, ``options``.
+what cannot be understood; ``counts`` counts, ``tracers`` watch, ``outcome`` runs every ``hook``, and ``runtime`` puts
+it together. For users: ``service``, ``handler``, ``context``, ``verdict``, ``options``.
 """
 
 from choreo.observe.events import AttemptEnded, AttemptEvent, OutcomeEvent

@@ -34,6 +34,11 @@ class Entry:
     round: int
     key: str
 
+    @property
+    def start(self) -> str:
+        """What the entry descends from: a saga id that is started with two inputs has two chains of effects."""
+        return _start_of(self.key)
+
 
 class Ledger:
     """Effects by saga and step, in the order in which they were made.
@@ -75,10 +80,17 @@ class Ledger:
         Raises:
             LedgerViolation: it stands already, under this or another key, or something that it builds on does not.
         """
-        last = self._last(ctx.saga_id, ctx.step)
-        if last is not None and last.act == "created":
+        key, contract = ctx.idempotency_key, self._contract(ctx)
+        last = self._last(key, ctx.step)
+        # What has no compensation stays when the saga goes back; the next round makes it anew, under another key.
+        stays = contract[ctx.step].compensation is None
+        if last is not None and last.act == "created" and not (stays and last.key != key):
             self._refuse(f"step {ctx.step!r} of saga {ctx.saga_id!r} has an effect already: {last.key}")
-        missing = [step for step in self._builds_on(ctx) if not self._is_there(ctx.saga_id, step)]
+        missing = [
+            step
+            for step in contract.graph.ancestors[ctx.step]
+            if (self._steps is None or step in self._steps) and not self._is_there(key, step)
+        ]
         if missing:
             self._refuse(
                 f"step {ctx.step!r} of saga {ctx.saga_id!r} runs without what it builds on: {', '.join(missing)}"
@@ -87,7 +99,7 @@ class Ledger:
 
     def ensure(self, ctx: Context) -> bool:
         """As ``create``, but an effect under the same key may stand already. Returns whether it is new."""
-        if self._stands(ctx.saga_id, ctx.step, ctx.idempotency_key):
+        if self._stands(ctx.step, ctx.idempotency_key):
             return False
         self.create(ctx)
         return True
@@ -103,13 +115,26 @@ class Ledger:
 
     def forget(self, ctx: CompensationContext) -> bool:
         """As ``undo``, but there may be nothing to undo. Returns whether there was."""
-        if not self._stands(ctx.saga_id, ctx.step, ctx.step_key):
+        if not self._stands(ctx.step, ctx.step_key):
             return False
-        after = self._contract(ctx).graph.descendants[ctx.step]
-        if above := [step for step in self.standing(ctx.saga_id) if step in after]:
+        contract = self._contract(ctx)
+        after = [step for step in contract.graph.descendants[ctx.step] if contract[step].compensation is not None]
+        if above := sorted(step for step in after if self._has_effect(ctx.step_key, step)):
             self._refuse(f"step {ctx.step!r} of saga {ctx.saga_id!r} is undone under what builds on it: {above[0]}")
         self._enter("undone", ctx, ctx.step_key)
         return True
+
+    def undo_by_hand(self, saga_id: str, step: str) -> None:
+        """Somebody undoes the step's effect outside of the saga, as before ``skip`` and ``resolve`` of an operator.
+
+        Raises:
+            LedgerViolation: none stands.
+        """
+        last = next((entry for entry in reversed(self.of(saga_id)) if entry.step == step), None)
+        if last is None or last.act != "created":
+            self._refuse(f"step {step!r} of saga {saga_id!r} has no effect to undo by hand")
+        else:
+            self.entries.append(Entry("undone", saga_id, step, last.round, last.key))
 
     def replace(self, ctx: CompensationContext) -> None:
         """The compensation answers ``Continue``: later steps may build on this one although it has no effect.
@@ -117,19 +142,19 @@ class Ledger:
         Raises:
             LedgerViolation: its effect still stands.
         """
-        if self._stands(ctx.saga_id, ctx.step, ctx.step_key):
+        if self._stands(ctx.step, ctx.step_key):
             self._refuse(f"step {ctx.step!r} of saga {ctx.saga_id!r} is replaced while its effect stands")
         self._enter("replaced", ctx, ctx.step_key)
 
     def standing(self, saga_id: str) -> list[str]:
         """The steps of the saga whose effects stand, in the order in which they were made."""
-        standing: dict[str, None] = {}
+        standing: dict[tuple[str, str], None] = {}
         for entry in self.of(saga_id):
             if entry.act == "created":
-                standing[entry.step] = None
+                standing[entry.start, entry.step] = None
             else:
-                standing.pop(entry.step, None)
-        return list(standing)
+                standing.pop((entry.start, entry.step), None)
+        return [step for _, step in standing]
 
     def of(self, saga_id: str) -> list[Entry]:
         """The lines of one saga."""
@@ -153,20 +178,22 @@ class Ledger:
             message = f"the ledger holds no contract {ctx.saga!r} version {ctx.version}; it holds {held}"
             raise LedgerViolation(message) from None
 
-    def _builds_on(self, ctx: Context) -> list[str]:
-        before = self._contract(ctx).graph.ancestors[ctx.step]
-        return [step for step in before if self._steps is None or step in self._steps]
-
-    def _is_there(self, saga_id: str, step: str) -> bool:
-        last = self._last(saga_id, step)
+    def _is_there(self, key: str, step: str) -> bool:
+        last = self._last(key, step)
         return last is not None and last.act != "undone"
 
-    def _stands(self, saga_id: str, step: str, key: str) -> bool:
-        last = self._last(saga_id, step)
+    def _has_effect(self, key: str, step: str) -> bool:
+        last = self._last(key, step)
+        return last is not None and last.act == "created"
+
+    def _stands(self, step: str, key: str) -> bool:
+        last = self._last(key, step)
         return last is not None and (last.act, last.key) == ("created", key)
 
-    def _last(self, saga_id: str, step: str) -> Entry | None:
-        return next((entry for entry in reversed(self.of(saga_id)) if entry.step == step), None)
+    def _last(self, key: str, step: str) -> Entry | None:
+        """The last line about a step in the chain that the key belongs to."""
+        start = _start_of(key)
+        return next((entry for entry in reversed(self.entries) if (entry.step, entry.start) == (step, start)), None)
 
     def _enter(
         self, act: Literal["created", "undone", "replaced"], ctx: Context | CompensationContext, key: str
@@ -176,3 +203,8 @@ class Ledger:
     def _refuse(self, violation: str) -> None:
         self.violations.append(violation)
         raise LedgerViolation(violation)
+
+
+def _start_of(key: str) -> str:
+    """The part of an idempotency key that all steps of a started saga share: it ends in ``/step/round``."""
+    return key.rsplit("/", 2)[0]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
-from choreo.broker.embedded.reading import EmbeddedReader
+from choreo.broker.embedded.reading import EmbeddedConsumer, EmbeddedReader
 from choreo.broker.memory import MemoryBroker, MemoryLog
-from choreo.broker.port import Appended, Headers, Message
+from choreo.broker.port import Appended, AssignmentListener, Headers, Message, TopicPartition
 from choreo.broker.topics import CONTRACTS_TOPIC
 
 FAR_S = 10.0**7
@@ -52,12 +52,46 @@ class PatientReader(EmbeddedReader):
         return await super().poll(timeout_s=max(timeout_s, FAR_S), records_max=records_max)
 
 
+class PatientConsumer(EmbeddedConsumer):
+    """Comes back from a poll without news only when its time is over, or at once where something else is new: its
+    assignment, or its position. Whoever polls has something to do then, and would otherwise do it after the wait.
+    """  # noqa: D205  # the sentence is worth its length
+
+    _is_sought = False
+
+    async def poll(self, *, timeout_s: float, records_max: int = 500) -> Sequence[Message]:
+        assigned = self.assignment()
+        messages = await super().poll(timeout_s=0, records_max=records_max)
+        is_new = self._is_sought or self.assignment() != assigned
+        self._is_sought = False
+        if messages or is_new:
+            return messages
+        return await super().poll(timeout_s=timeout_s, records_max=records_max)
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        super().seek(tp, offset)
+        self._is_sought = True
+
+
 class JournalBroker(MemoryBroker):
     """A handle on a journal."""
 
     def __init__(self, journal: Journal) -> None:
         super().__init__("memory://runner", journal)
         self._journal = journal
+
+    async def consumer(
+        self,
+        group: str,
+        topics: Collection[str],
+        *,
+        on_assigned: AssignmentListener,
+        on_revoked: AssignmentListener,
+    ) -> PatientConsumer:
+        consumer = PatientConsumer(self._journal, group, topics, on_assigned, on_revoked)
+        await consumer.join()
+        self._keep(consumer)
+        return consumer
 
     async def reader(self) -> PatientReader:
         reader = PatientReader(self._journal)

@@ -17,15 +17,21 @@ from typing import Any, Literal, Self, TypeVar
 
 from choreo.broker.port import Message
 from choreo.broker.registry import RETENTION_MS_DEFAULT, ensure_saga_topics
-from choreo.broker.topics import saga_topic
 from choreo.client import Client
+from choreo.client.client import Act
 from choreo.clock import Clock, SystemClock
 from choreo.contract.saga import Saga
 from choreo.core.status import SagaStatus
-from choreo.errors import ConfigurationError, DefinitionError, SagaNotFound, Undecodable, WaitTimeout
-from choreo.messages.codec import decode, encode
-from choreo.messages.headers import JSON, make_headers, read_route
-from choreo.messages.records import AnyRecord, OperatorActed, SagaCompensated, SagaCompleted, SagaStuck
+from choreo.errors import ConfigurationError, DefinitionError, Undecodable, WaitTimeout
+from choreo.messages.codec import decode
+from choreo.messages.headers import JSON, read_route
+from choreo.messages.records import (
+    AnyRecord,
+    OperatorActed,
+    SagaCompensated,
+    SagaCompleted,
+    SagaStuck,
+)
 from choreo.observe.metrics import Metrics
 from choreo.saga_log import SagaLog
 from choreo.step import Options, Service, StepRuntime
@@ -101,7 +107,7 @@ class Runner:
         self._fault: asyncio.Future[None]
         self._patience: dict[str, list[asyncio.Timeout]] = {}
         self._broker: JournalBroker
-        self._client: Client
+        self._opened: Client | None = None
 
     async def __aenter__(self) -> Self:
         if self._journal is not None:
@@ -114,12 +120,12 @@ class Runner:
             self._fault = asyncio.get_running_loop().create_future()
             retention_ms = max([RETENTION_MS_DEFAULT, *(4 * saga.deadline_ms for saga in self._contracts.values())])
             await ensure_saga_topics(self._broker, self._contracts.values(), partitions=1, retention_ms=retention_ms)
-            self._client = Client(
+            client = self._opened = Client(
                 self._broker, content_type=self._content_type, clock=self.clock, random=self._random_of("client")
             )
             self._close.push(undo.pop_all())
         self._close.push_async_callback(self._broker.close)
-        await self._close.enter_async_context(self._client)
+        await self._close.enter_async_context(client)
         if self._transactions is not None:
             self._transactions.open(self.clock if isinstance(self.clock, VirtualClock) else None)
             self._close.push_async_callback(self._transactions.close)
@@ -177,36 +183,10 @@ class Runner:
         await self._client.cancel(saga, saga_id, reason=reason, requested_by=requested_by)
 
     async def act(
-        self,
-        saga_id: str,
-        act: Literal["retry", "skip", "resolve"],
-        *,
-        step: str | None = None,
-        operator: str = "test",
-        reason: str = "",
+        self, saga: Saga, saga_id: str, act: Act, step: str, *, operator: str = "test", reason: str = ""
     ) -> None:
-        """Act as an operator on a stuck compensation: the last one that the log tells of, or that of ``step``.
-
-        Raises:
-            SagaNotFound: the log has no such notice.
-        """
-        notices = [
-            record for record in self.history(saga_id) if isinstance(record, SagaStuck) and step in (None, record.step)
-        ]
-        if not notices:
-            about = "it is not stuck" if step is None else f"it is not stuck at step {step!r}"
-            raise SagaNotFound(saga_id, f"nothing to act on in saga {saga_id!r}: {about}")
-        record = operator_act(
-            notices[-1], act, request=f"{self._random.getrandbits(64):016x}", operator=operator, reason=reason
-        )
-        producer = await self._broker.producer()
-        await producer.send(
-            saga_topic(record.saga),
-            key=saga_id,
-            value=encode(record, content_type=self._content_type),
-            headers=make_headers(record, source="/choreo/operator", content_type=self._content_type),
-        )
-        await producer.close()
+        """Answer a stuck compensation as an operator. See ``Client.act``."""
+        await self._client.act(saga, saga_id, act, step, operator=operator, reason=reason)
 
     # What the log says
 
@@ -249,6 +229,8 @@ class Runner:
             part = self._saga_log() if name == SAGA_LOG else self._step_runtime(self._services[name])
             task = self._parts[name] = asyncio.create_task(part.run(), name=f"runner/{name}")
             task.add_done_callback(self._part_ended)
+            while part.not_ready_because() is not None and not task.done():  # noqa: ASYNC110  # nobody tells of it
+                await asyncio.sleep(0)
 
     # Inside
 
@@ -263,7 +245,7 @@ class Runner:
         )
 
     def _step_runtime(self, service: Service) -> StepRuntime:
-        executor: Executor | None = InlineExecutor() if self._time == "virtual" else None
+        executor: Executor | None = InlineExecutor() if self._time == "virtual" else None  # a pool of its own
         return StepRuntime(
             service,
             self._broker,
@@ -309,7 +291,7 @@ class Runner:
                 saga_id,
                 f"saga {saga_id!r} is stuck: the compensation of step {stuck.step!r} failed for good "
                 f"({stuck.failure.message or stuck.failure.code or stuck.failure.kind}). It waits for an operator's "
-                "act: Runner.act(saga_id, 'retry' or 'skip' or 'resolve')",
+                "act: Runner.act(saga, saga_id, 'retry' or 'skip' or 'resolve', step)",
             ) from None
         finally:
             self._patience[saga_id].remove(patience)
@@ -332,6 +314,12 @@ class Runner:
         said = [record for record in self.history(saga_id) if isinstance(record, SagaStuck | OperatorActed)]
         return said[-1] if said and isinstance(said[-1], SagaStuck) else None
 
+    @property
+    def _client(self) -> Client:
+        if self._opened is None:
+            raise ConfigurationError("the runner is not open; use it in an 'async with' block")
+        return self._opened
+
     def _open_journal(self) -> Journal:
         if self._journal is None:
             raise ConfigurationError("the runner is not open; use it in an 'async with' block")
@@ -341,25 +329,6 @@ class Runner:
         if not task.cancelled() and (error := task.exception()) is not None and not self._fault.done():
             self._fault.set_exception(error)
             self._fault.exception()  # whoever waits next is told; where nobody does, it is no one's loss
-
-
-def operator_act(
-    notice: SagaStuck, act: Literal["retry", "skip", "resolve"], *, request: str, operator: str, reason: str
-) -> OperatorActed:
-    """The record by which an operator answers a notice."""
-    return OperatorActed(
-        saga=notice.saga,
-        version=notice.version,
-        saga_id=notice.saga_id,
-        start=notice.start,
-        step=notice.step,
-        round=notice.round,
-        generation=notice.generation,
-        act=act,
-        request=request,
-        operator=operator,
-        reason=reason,
-    )
 
 
 def run_saga(

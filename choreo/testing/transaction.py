@@ -11,16 +11,17 @@ import asyncio
 import functools
 import inspect
 import types
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from choreo.errors import ConfigurationError, DefinitionError
-from choreo.step import CompensationContext, Context, Service
+from choreo.step import Service
+from choreo.step.context import BaseContext
 from choreo.step.handler import Handler
+from choreo.step.service import Hosted
 from choreo.testing.clock import VirtualClock
-
-CONTEXT = "_choreo_context"
 
 
 class Transactions:
@@ -74,16 +75,18 @@ class Transactions:
         Raises:
             DefinitionError: a handler asks for the wrong kind, sync or async; with all problems found.
         """
-        bound = Service(service.name)
         problems: list[str] = []
-        for (_, _, step), hosted in service.hosted().items():
-            bound.step(hosted.saga, step)(self._bound(hosted.handler, Context, problems))
-            if hosted.compensation is not None:
-                undo = self._bound(hosted.compensation, CompensationContext, problems)
-                bound.compensation(hosted.saga, step)(undo)
+        hosted = {
+            key: replace(
+                each,
+                handler=self._bound(each.handler, problems),
+                compensation=None if each.compensation is None else self._bound(each.compensation, problems),
+            )
+            for key, each in service.hosted().items()
+        }
         if problems:
             raise DefinitionError(f"service {service.name!r}", tuple(problems))
-        return bound
+        return _TransactionalService(service, hosted)
 
     def end(self, saga_id: str, *, completed: bool) -> None:
         """The saga has an outcome: begin to commit or to roll back. ``ended`` waits for it."""
@@ -105,12 +108,10 @@ class Transactions:
         for saga_id in tuple(self._ending):
             await self.ended(saga_id)
 
-    def _bound(self, handler: Handler, context_type: type, problems: list[str]) -> Callable[..., Any]:
-        function = handler.function
-        signature = inspect.signature(function)
-        hints = _hints_of(function)
-        wanted: dict[str, bool] = {}  # parameter → whether it is a session
-        for name in signature.parameters:
+    def _bound(self, handler: Handler, problems: list[str]) -> Handler:
+        hints = _hints_of(handler.function)
+        wanted: dict[str, bool] = {}
+        for name in inspect.signature(handler.function).parameters:
             for kind in _types_in(hints.get(name)):
                 if issubclass(kind, self._kinds):
                     wanted[name] = issubclass(kind, self._kinds[1])
@@ -119,30 +120,11 @@ class Transactions:
                         f"handler {handler.name!r}: parameter {name!r} is a {kind.__name__}, "
                         f"but the transaction's engine is {'async' if self.is_async else 'sync'}"
                     )
-        if not wanted:
-            return function
-
-        # Async also where the function is not: the turn at the connection is waited for on the loop, and a
-        # connection stays in the thread where it was made.
-        @functools.wraps(function)
-        async def call(*positional: Any, **keywords: Any) -> Any:
-            context = keywords.pop(CONTEXT)
-            async with self._attempt(context.saga_id) as attempt:
-                for name, is_session in wanted.items():
-                    keywords[name] = attempt.session() if is_session else attempt.connection
-                result = function(*positional, **keywords)
-                return await result if handler.is_async else result
-
-        parameters = [each for name, each in signature.parameters.items() if name not in wanted]
-        has_variable = parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
-        asking = inspect.Parameter(CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=context_type)
-        parameters.insert(len(parameters) - 1 if has_variable else len(parameters), asking)
-        call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        call.__annotations__ = {**hints, CONTEXT: context_type}
-        return call
+        return _TransactionalHandler(handler, wanted, self) if wanted else handler
 
     @asynccontextmanager
-    async def _attempt(self, saga_id: str) -> AsyncIterator[_Attempt]:
+    async def attempt(self, saga_id: str) -> AsyncIterator[_Attempt]:
+        """The saga's transaction for one attempt of a handler, in its turn."""
         transaction = self._open.get(saga_id)
         if transaction is None:
             transaction = self._open[saga_id] = _Transaction(self._engine, is_async=self.is_async)
@@ -153,6 +135,52 @@ class Transactions:
             with outside:
                 async with transaction.attempt(self._make_session) as attempt:
                     yield attempt
+
+
+class _TransactionalService(Service):
+    """A service with other handlers for its steps; hooks, tracers and contracts are those of the original."""
+
+    def __init__(self, service: Service, hosted: Mapping[tuple[str, int, str], Hosted]) -> None:
+        vars(self).update(vars(service))
+        self._hosted = hosted
+
+    def hosted(self) -> Mapping[tuple[str, int, str], Hosted]:
+        return self._hosted
+
+
+class _TransactionalHandler(Handler):
+    """A handler that gets the database as well.
+
+    Async also where its function is not: the turn at the connection is waited for on the loop, and a connection
+    stays in the thread where it was made.
+    """
+
+    __slots__ = ("_inner", "_transactions", "_wanted")
+
+    def __init__(self, inner: Handler, wanted: Mapping[str, bool], transactions: Transactions) -> None:
+        """Wrap a handler.
+
+        Args:
+            wanted: the parameters to fill, and whether with a session.
+        """
+        self.function = self._call
+        self.name = inner.name
+        self.is_async = True
+        self.retried = inner.retried
+        self._inner = inner
+        self._wanted = wanted
+        self._transactions = transactions
+
+    def arguments(self, context: BaseContext[Any]) -> tuple[list[Any], dict[str, Any]]:
+        positional, keywords = self._inner.arguments(context)
+        return [context.saga_id, positional, keywords], {}
+
+    async def _call(self, saga_id: str, positional: list[Any], keywords: dict[str, Any]) -> Any:
+        async with self._transactions.attempt(saga_id) as attempt:
+            for name, is_session in self._wanted.items():
+                keywords[name] = attempt.session() if is_session else attempt.connection
+            result = self._inner.function(*positional, **keywords)
+            return await result if self._inner.is_async else result
 
 
 class _Attempt:

@@ -10,7 +10,15 @@ import pytest
 
 from choreo.contract import Retries, Saga, Step
 from choreo.core import Phase
-from choreo.errors import ConfigurationError, DefinitionError, SagaFailed, SagaNotFound, StartRefused, WaitTimeout
+from choreo.errors import (
+    ConfigurationError,
+    DefinitionError,
+    NotStuck,
+    SagaFailed,
+    SagaNotFound,
+    StartRefused,
+    WaitTimeout,
+)
 from choreo.messages.headers import MSGPACK
 from choreo.messages.records import SagaCompensated, SagaStuck
 from choreo.step import CompensationContext, Context, Reject, Retry, Service
@@ -222,10 +230,10 @@ async def test_a_saga_that_is_stuck_ends_the_wait_and_an_operator_can_act() -> N
         assert any(isinstance(record, SagaStuck) for record in runner.history("s"))
         with pytest.raises(WaitTimeout, match="is stuck"):
             await runner.wait(saga, "s")
-        with pytest.raises(SagaNotFound, match="not stuck at step 'b'"):
-            await runner.act("s", "skip", step="b")
+        with pytest.raises(NotStuck, match="not stuck at step 'b'"):
+            await runner.act(saga, "s", "skip", "b")
         mended = True
-        await runner.act("s", "retry", reason="it is open again")
+        await runner.act(saga, "s", "retry", "a", reason="it is open again")
         with pytest.raises(SagaFailed):
             await runner.wait(saga, "s")
 

@@ -12,6 +12,7 @@
     │   ├── CommitRefused      … this member no longer owns the partition (retriable)
     │   └── RecordTooLarge     … the broker refuses the size
     ├── StoreError             the saga-log's store cannot be used
+    │   ├── StoreUnavailable   … right now (retriable)
     │   └── StoreConflict      … another instance has moved the checkpoint (retriable)
     └── SagaError              what a client is told about one saga
         ├── SagaNotFound       no record under this id
@@ -86,6 +87,12 @@ class RecordTooLarge(BrokerError):
 
 class StoreError(ChoreoError):
     """The store of the saga-log cannot be used."""
+
+
+class StoreUnavailable(StoreError):
+    """The store does not answer, or the connection broke. What was saved last may or may not be there."""
+
+    retriable = True
 
 
 class StoreConflict(StoreError):

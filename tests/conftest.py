@@ -1,4 +1,4 @@
-"""What all tests share: a real Kafka for those that need one, and seeds that are told when a test fails.
+"""What all tests share: a real Kafka and a real PostgreSQL for those that need one, and seeds that are told on failure.
 
 Where the Kafka comes from, the first that works:
 
@@ -8,12 +8,16 @@ Where the Kafka comes from, the first that works:
 
 With none of them the tests marked ``kafka`` are skipped and say why. Under ``CHOREO_REQUIRE_KAFKA=1`` they fail
 instead, and so does a whole run in which no such test ran.
+
+The PostgreSQL is found in the same way: ``CHOREO_TEST_POSTGRES=postgresql://…``, a container, binaries on this machine
+(``tests/local_postgres.py``); its tests are marked ``postgres``, and ``CHOREO_REQUIRE_POSTGRES=1`` requires them.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,15 +27,19 @@ import hypothesis
 import pytest
 
 from deploy.kafka.local_kafka import LocalKafka, LocalKafkaError
+from tests.local_postgres import LocalPostgres, LocalPostgresError
 
 URL_VARIABLE = "CHOREO_TEST_KAFKA"
 REQUIRE_VARIABLE = "CHOREO_REQUIRE_KAFKA"
+POSTGRES_URL_VARIABLE = "CHOREO_TEST_POSTGRES"
+POSTGRES_REQUIRE_VARIABLE = "CHOREO_REQUIRE_POSTGRES"
 SEED_VARIABLE = "CHOREO_TEST_SEED"
 
 # Short, so that a test of members that come, go and die waits for heartbeats, not for minutes.
 SHORT_SESSION = "?session_timeout_ms=6000&heartbeat_interval_ms=250"
 
 KAFKA_IMAGE = "confluentinc/cp-kafka:7.6.0"  # what testcontainers' start-up script is written for
+POSTGRES_IMAGE = "postgres:17-alpine"
 DOCKER_SOCKET = Path("/var/run/docker.sock")
 
 # Deadlines measure the machine, not the code. `ci` draws the same examples in every run.
@@ -40,70 +48,103 @@ hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, deran
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 
-class KafkaUse:
-    """What this run had of Kafka; told in the terminal summary."""
+class Use:
+    """What this run had of a server; told in the terminal summary.
 
-    def __init__(self) -> None:
-        self.broker: str | None = None
+    Attributes:
+        marker: of the tests that need it.
+        server: which one they ran against, if all ran against one.
+    """
+
+    def __init__(self, name: str, marker: str, url_variable: str, require_variable: str, local: str) -> None:
+        self.name = name
+        self.marker = marker
+        self.url_variable = url_variable
+        self.require_variable = require_variable
+        self.local = local
+        self.server: str | None = None
         self.missing: str | None = None
         self.tests_run = 0
 
     @property
     def required(self) -> bool:
-        return os.environ.get(REQUIRE_VARIABLE, "") not in ("", "0")
+        return os.environ.get(self.require_variable, "") not in ("", "0")
+
+    @property
+    def lacking(self) -> bool:
+        return self.required and self.tests_run == 0
+
+    def announced(self) -> str:
+        if url := os.environ.get(self.url_variable):
+            choice = f"{without_password(url)} ({self.url_variable} is set)"
+        elif os.environ.get("DOCKER_HOST") or DOCKER_SOCKET.exists():
+            choice = f"in a container if the Docker daemon answers, else {self.local} ({self.url_variable} is not set)"
+        else:
+            choice = f"{self.local} ({self.url_variable} is not set, there is no Docker)"
+        need = "required" if self.required else "optional"
+        return f"{self.marker}: {choice}; {need}, started when a test asks for it"
 
     def told(self) -> str:
         if self.tests_run:
-            return f"Kafka: {self.tests_run} tests ran against {self.broker or 'brokers of their own'}"
-        return f"Kafka: no test ran against one ({self.missing or 'none was selected'})"
+            return f"{self.name}: {self.tests_run} tests ran against {self.server or 'servers of their own'}"
+        return f"{self.name}: no test ran against one ({self.missing or 'none was selected'})"
+
+    def give_up(self, reason: str) -> NoReturn:
+        self.missing = reason
+        if self.required:
+            pytest.fail(f"{self.require_variable} is set, but there is no {self.name}: {reason}", pytrace=False)
+        pytest.skip(f"there is no {self.name}: {reason}")
 
 
-USE = KafkaUse()
+USE = Use("Kafka", "kafka", URL_VARIABLE, REQUIRE_VARIABLE, "in a JVM here")
+POSTGRES = Use(
+    "PostgreSQL", "postgres", POSTGRES_URL_VARIABLE, POSTGRES_REQUIRE_VARIABLE, "a server of this machine's binaries"
+)
 
 
-def pytest_report_header() -> str:
-    if url := os.environ.get(URL_VARIABLE):
-        choice = f"{url} ({URL_VARIABLE} is set)"
-    elif os.environ.get("DOCKER_HOST") or DOCKER_SOCKET.exists():
-        choice = f"in a container if the Docker daemon answers, else in a JVM here ({URL_VARIABLE} is not set)"
-    else:
-        choice = f"in a JVM here ({URL_VARIABLE} is not set, there is no Docker)"
-    return f"kafka: {choice}; {'required' if USE.required else 'optional'}, started when a test asks for it"
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "postgres: needs a real PostgreSQL server")
+
+
+def pytest_report_header() -> list[str]:
+    return [USE.announced(), POSTGRES.announced()]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "call" and not report.skipped and "kafka" in report.keywords:
-        USE.tests_run += 1
+    for use in (USE, POSTGRES):
+        if report.when == "call" and not report.skipped and use.marker in report.keywords:
+            use.tests_run += 1
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if USE.required and USE.tests_run == 0 and exitstatus == pytest.ExitCode.OK:
+    if exitstatus == pytest.ExitCode.OK and (USE.lacking or POSTGRES.lacking):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    lacking = USE.required and USE.tests_run == 0
-    if lacking:
-        terminalreporter.write_line(f"{REQUIRE_VARIABLE} is set, so a run without a Kafka test fails", red=True)
-    terminalreporter.write_line(USE.told(), red=lacking)
+    for use in (USE, POSTGRES):
+        if use.lacking:
+            said = f"{use.require_variable} is set, so a run without a {use.name} test fails"
+            terminalreporter.write_line(said, red=True)
+        terminalreporter.write_line(use.told(), red=use.lacking)
 
 
 @pytest.fixture(scope="session")
 def kafka_url() -> Iterator[str]:
     """The URL of a real Kafka that all tests share, with short sessions: use topics and groups of your own."""
     if url := os.environ.get(URL_VARIABLE):
-        USE.broker = f"{url}, named by {URL_VARIABLE}"
+        USE.server = f"{url}, named by {URL_VARIABLE}"
         yield url if "?" in url else url + SHORT_SESSION
         return
     container, why_not = start_container()
     if container is not None:
-        USE.broker = f"{KAFKA_IMAGE} in a container"
+        USE.server = f"{KAFKA_IMAGE} in a container"
         yield f"kafka://{container.get_bootstrap_server()}{SHORT_SESSION}"
         container.stop()
         return
     with start_local(why_not) as kafka:
-        USE.broker = f"a JVM here ({why_not})"
+        USE.server = f"a JVM here ({why_not})"
         yield kafka.url + SHORT_SESSION
 
 
@@ -112,6 +153,31 @@ def own_kafka() -> Iterator[LocalKafka]:
     """A broker of one test's own, which it may kill and restart."""
     with start_local("a broker that may be killed must be a JVM here") as kafka:
         yield kafka
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of a real PostgreSQL that all tests share: use schemas of your own."""
+    if url := os.environ.get(POSTGRES_URL_VARIABLE):
+        POSTGRES.server = f"{without_password(url)}, named by {POSTGRES_URL_VARIABLE}"
+        yield url
+        return
+    container, why_not = start_postgres_container()
+    if container is not None:
+        POSTGRES.server = f"{POSTGRES_IMAGE} in a container"
+        yield container.get_connection_url(driver=None)
+        container.stop()
+        return
+    with start_local_postgres(why_not) as server:
+        POSTGRES.server = f"{server.version} here ({why_not})"
+        yield server.url
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[LocalPostgres]:
+    """A server of one test's own, which it may kill and restart."""
+    with start_local_postgres("a server that may be killed must be of this machine's binaries") as server:
+        yield server
 
 
 @pytest.fixture
@@ -132,20 +198,14 @@ def start_local(why_not_docker: str) -> LocalKafka:
     try:
         kafka.start()
     except LocalKafkaError as error:
-        no_kafka(f"{why_not_docker}; {error}")
+        USE.give_up(f"{why_not_docker}; {error}")
     return kafka
 
 
 def start_container() -> tuple[Any, str]:
-    """A started container, or ``None`` and why there is none. The daemon is asked, not looked for on the path."""
-    if not (os.environ.get("DOCKER_HOST") or DOCKER_SOCKET.exists()):
-        return None, "there is no Docker"
-    try:
-        import docker  # type: ignore[import-untyped]
-
-        docker.from_env(timeout=5).ping()
-    except Exception as error:  # noqa: BLE001 -- whatever keeps Docker from answering, the next choice is tried
-        return None, f"Docker does not answer: {str(error)[:120]}"
+    """A started container, or ``None`` and why there is none."""
+    if why_not := no_docker():
+        return None, why_not
     try:
         from testcontainers.community.kafka import KafkaContainer
 
@@ -155,8 +215,38 @@ def start_container() -> tuple[Any, str]:
         return None, f"the container did not start: {str(error)[:120]}"
 
 
-def no_kafka(reason: str) -> NoReturn:
-    USE.missing = reason
-    if USE.required:
-        pytest.fail(f"{REQUIRE_VARIABLE} is set, but there is no Kafka: {reason}", pytrace=False)
-    pytest.skip(f"there is no Kafka: {reason}")
+def start_postgres_container() -> tuple[Any, str]:
+    if why_not := no_docker():
+        return None, why_not
+    try:
+        from testcontainers.community.postgres import PostgresContainer
+
+        return PostgresContainer(POSTGRES_IMAGE).start(), ""
+    except Exception as error:  # noqa: BLE001 -- an image that cannot be pulled, say
+        return None, f"the container did not start: {str(error)[:120]}"
+
+
+def start_local_postgres(why_not_docker: str) -> LocalPostgres:
+    server = LocalPostgres()
+    try:
+        server.start()
+    except LocalPostgresError as error:
+        POSTGRES.give_up(f"{why_not_docker}; {error}")
+    return server
+
+
+def no_docker() -> str:
+    """Why no Docker can be used; empty if one can. The daemon is asked, not looked for on the path."""
+    if not (os.environ.get("DOCKER_HOST") or DOCKER_SOCKET.exists()):
+        return "there is no Docker"
+    try:
+        import docker  # type: ignore[import-untyped]
+
+        docker.from_env(timeout=5).ping()
+    except Exception as error:  # noqa: BLE001 -- whatever keeps Docker from answering, the next choice is tried
+        return f"Docker does not answer: {str(error)[:120]}"
+    return ""
+
+
+def without_password(url: str) -> str:
+    return re.sub(r"(?<=://)([^:@/]*):[^@/]*@", r"\1@", url)

@@ -1,13 +1,14 @@
-"""Where the saga-log keeps states between runs, by URL: ``sqlite:///file``, ``memory://``.
+"""Where the saga-log keeps states between runs, by URL: ``sqlite:///file``, ``postgresql://host/db``, ``memory://``.
 
-``port`` says what a store is; ``projection`` makes a row of a state; ``sqlite`` and ``memory`` are the adapters. A
+``port`` says what a store is; ``projection`` makes a row of a state; ``sqlite``, ``postgres`` and ``memory`` are the
+adapters. A
 store is a checkpoint of the log and a projection for queries, never the truth: it may lag, it never leads, and whoever
 doubts it wipes it and folds the log again.
 """
 
 from __future__ import annotations
 
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from choreo.errors import ConfigurationError
 from choreo.store.port import Advance, Checkpoint, Query, Row, Store
@@ -18,15 +19,23 @@ __all__ = ["Advance", "Checkpoint", "Query", "Row", "Store", "open_store"]
 async def open_store(url: str) -> Store:
     """The store that ``url`` names.
 
-    ``sqlite:///relative.db`` and ``sqlite:////absolute.db`` are a file of this machine; ``memory://`` keeps nothing
-    when the process ends, so that the log is folded from its start by the next.
+    ``sqlite:///relative.db`` and ``sqlite:////absolute.db`` are a file of this machine; ``postgresql://user@host:port/db``
+    is a database that several instances share, where the store has a schema of its own (``?schema=choreo``);
+    ``memory://`` keeps nothing when the process ends, so that the log is folded from its start by the next.
 
     Raises:
-        ConfigurationError: the URL has no known scheme or no file, or the file is another program's.
+        ConfigurationError: the URL has no known scheme or names no file or database, or what it names is another
+            program's or a newer release's; or the driver is not installed.
+        StoreUnavailable: the database does not answer.
     """
     parts = urlsplit(url)
+    if parts.scheme == "postgresql":
+        _need_driver()
+        from choreo.store.postgres import PostgresStore
+
+        return await PostgresStore.open(url)
     if parts.query or parts.fragment:
-        raise ConfigurationError(f"store URL {url!r}: it takes no options")
+        raise ConfigurationError(f"store URL {_shown(parts)!r}: it takes no options")
     if parts.scheme == "memory":
         from choreo.store.memory import MemoryStore
 
@@ -40,4 +49,22 @@ async def open_store(url: str) -> Store:
         from choreo.store.sqlite import SqliteStore
 
         return await SqliteStore.open(path)
-    raise ConfigurationError(f"store URL {url!r} has no known scheme; use sqlite:///path/to/file.db or memory://")
+    raise ConfigurationError(
+        f"store URL {_shown(parts)!r} has no known scheme; use sqlite:///path/to/file.db, "
+        "postgresql://user@host:5432/database or memory://"
+    )
+
+
+def _need_driver() -> None:
+    try:
+        import asyncpg  # noqa: F401 -- whether it is there
+    except ImportError as error:
+        raise ConfigurationError(
+            "a store in PostgreSQL needs the package asyncpg, which is missing: pip install 'choreo-sagas[postgres]'"
+        ) from error
+
+
+def _shown(parts: SplitResult) -> str:
+    """The URL without a password, and without options that may hold one."""
+    user, _, host = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user.partition(':')[0]}@{host}" if user else host, query="", fragment="").geturl()

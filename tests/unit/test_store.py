@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,18 +15,12 @@ from choreo.core import Entry, SagaState, fold, record_of
 from choreo.errors import ConfigurationError, StoreConflict, StoreError
 from choreo.messages.records import AnyRecord
 from choreo.store import Advance, Checkpoint, Query, Row, Store, open_store
+from choreo.store.postgres_link import address_of
 from choreo.store.projection import is_resting, row_of, state_of
 from tests.unit.by_hand import LINE, T0, a_broker, a_pen
 
 TP = TopicPartition("choreo.order", 0)
 OTHER = TopicPartition("choreo.order", 1)
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    opened = await open_store("memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/store.db")
-    yield opened
-    await opened.close()
 
 
 async def states_of(*names: str, ended: tuple[str, ...] = ()) -> list[SagaState]:
@@ -58,122 +53,126 @@ def message(offset: int, key: str, tp: TopicPartition = TP) -> Message:
     return Message(tp.topic, tp.partition, offset, T0, key.encode(), b"value", (("a", b"1"), ("b", b"\xff")))
 
 
-async def test_what_is_saved_is_found_again(store: Store) -> None:
-    states = await states_of("s1", "s2", "s3", ended=("s3",))
-    await store.save([Advance(TP, None, Checkpoint(3, "mark"), rows(states))])
-    assert await store.checkpoint(TP) == Checkpoint(3, "mark")
-    assert await store.load_active(TP) == states[:2]
-    assert await store.load(TP, {"s1", "s3", "nobody"}) == {"s1": states[0], "s3": states[2]}
-    assert await store.find("order", "s2") == states[1]
-    assert await store.find("other", "s2") is None
+class StoreSuite:
+    """The promises of the port, for whatever ``store`` the module of a subclass has."""
 
+    async def test_what_is_saved_is_found_again(self, store: Store) -> None:
+        states = await states_of("s1", "s2", "s3", ended=("s3",))
+        await store.save([Advance(TP, None, Checkpoint(3, "mark"), rows(states))])
+        assert await store.checkpoint(TP) == Checkpoint(3, "mark")
+        assert await store.load_active(TP) == states[:2]
+        assert await store.load(TP, {"s1", "s3", "nobody"}) == {"s1": states[0], "s3": states[2]}
+        assert await store.find("order", "s2") == states[1]
+        assert await store.find("other", "s2") is None
 
-async def test_a_partition_of_which_nothing_is_stored_has_no_checkpoint(store: Store) -> None:
-    assert await store.checkpoint(TP) is None
-    assert list(await store.load_active(TP)) == []
-    assert await store.load(TP, ["s"]) == {}
+    async def test_a_partition_of_which_nothing_is_stored_has_no_checkpoint(self, store: Store) -> None:
+        assert await store.checkpoint(TP) is None
+        assert list(await store.load_active(TP)) == []
+        assert await store.load(TP, ["s"]) == {}
 
+    async def test_a_later_state_replaces_the_earlier_one(self, store: Store) -> None:
+        [running] = await states_of("s")
+        [ended] = await states_of("s", ended=("s",))
+        await store.save([Advance(TP, None, Checkpoint(1, ""), rows([running]))])
+        await store.save([Advance(TP, 1, Checkpoint(2, ""), rows([ended]))])
+        assert list(await store.load_active(TP)) == []
+        assert await store.load(TP, ["s"]) == {"s": ended}
 
-async def test_a_later_state_replaces_the_earlier_one(store: Store) -> None:
-    [running] = await states_of("s")
-    [ended] = await states_of("s", ended=("s",))
-    await store.save([Advance(TP, None, Checkpoint(1, ""), rows([running]))])
-    await store.save([Advance(TP, 1, Checkpoint(2, ""), rows([ended]))])
-    assert list(await store.load_active(TP)) == []
-    assert await store.load(TP, ["s"]) == {"s": ended}
+    @pytest.mark.parametrize("expected", [None, 4, 6])
+    async def test_of_two_owners_only_one_moves_the_checkpoint(self, store: Store, expected: int | None) -> None:
+        first, second = await states_of("s1", "s2")
+        await store.save([Advance(TP, None, Checkpoint(5, "a"), rows([first]))])
+        with pytest.raises(StoreConflict):
+            await store.save([Advance(TP, expected, Checkpoint(9, "b"), rows([second]))])
+        assert await store.checkpoint(TP) == Checkpoint(5, "a")
+        assert await store.load(TP, ["s2"]) == {}
 
+    async def test_an_expected_checkpoint_that_was_never_there_is_a_conflict(self, store: Store) -> None:
+        with pytest.raises(StoreConflict):
+            await store.save([Advance(TP, 4, Checkpoint(9, ""), [])])
 
-@pytest.mark.parametrize("expected", [None, 4, 6])
-async def test_of_two_owners_only_one_moves_the_checkpoint(store: Store, expected: int | None) -> None:
-    first, second = await states_of("s1", "s2")
-    await store.save([Advance(TP, None, Checkpoint(5, "a"), rows([first]))])
-    with pytest.raises(StoreConflict):
-        await store.save([Advance(TP, expected, Checkpoint(9, "b"), rows([second]))])
-    assert await store.checkpoint(TP) == Checkpoint(5, "a")
-    assert await store.load(TP, ["s2"]) == {}
+    async def test_of_a_save_of_several_partitions_all_or_nothing_is_done(self, store: Store) -> None:
+        first, second = await states_of("s1", "s2")
+        await store.save([Advance(OTHER, None, Checkpoint(5, ""), [])])
+        with pytest.raises(StoreConflict):
+            await store.save(
+                [
+                    Advance(TP, None, Checkpoint(3, ""), rows([first])),
+                    Advance(OTHER, 4, Checkpoint(6, ""), rows([second], OTHER)),
+                ]
+            )
+        assert await store.checkpoint(TP) is None
+        assert await store.load(TP, ["s1"]) == {}
 
-
-async def test_an_expected_checkpoint_that_was_never_there_is_a_conflict(store: Store) -> None:
-    with pytest.raises(StoreConflict):
-        await store.save([Advance(TP, 4, Checkpoint(9, ""), [])])
-
-
-async def test_of_a_save_of_several_partitions_all_or_nothing_is_done(store: Store) -> None:
-    first, second = await states_of("s1", "s2")
-    await store.save([Advance(OTHER, None, Checkpoint(5, ""), [])])
-    with pytest.raises(StoreConflict):
+    async def test_a_wiped_partition_is_empty_and_the_others_are_as_they_were(self, store: Store) -> None:
+        first, second = await states_of("s1", "s2")
         await store.save(
             [
-                Advance(TP, None, Checkpoint(3, ""), rows([first])),
-                Advance(OTHER, 4, Checkpoint(6, ""), rows([second], OTHER)),
+                Advance(TP, None, Checkpoint(3, ""), rows([first]), parked=[message(1, "p")]),
+                Advance(OTHER, None, Checkpoint(6, ""), rows([second], OTHER)),
             ]
         )
-    assert await store.checkpoint(TP) is None
-    assert await store.load(TP, ["s1"]) == {}
+        await store.wipe(TP)
+        assert await store.checkpoint(TP) is None
+        assert await store.load(TP, ["s1"]) == {}
+        assert await store.parked_sagas(TP) == {}
+        assert await store.checkpoint(OTHER) == Checkpoint(6, "")
+        assert await store.load(OTHER, ["s2"]) == {"s2": second}
+
+    async def test_parked_records_come_back_in_order_until_they_are_released(self, store: Store) -> None:
+        first = [message(1, "s"), message(2, "t"), message(3, "s")]
+        await store.save([Advance(TP, None, Checkpoint(4, ""), [], parked=first)])
+        await store.save([Advance(TP, 4, Checkpoint(9, ""), [], parked=[message(8, "s")])])
+        assert await store.parked_sagas(TP) == {"s": 3, "t": 1}
+        assert list(await store.load_parked(TP, "s")) == [first[0], first[2], message(8, "s")]
+        await store.save([Advance(TP, 9, Checkpoint(9, ""), [], released=["s"], parked=[message(8, "s")])])
+        assert list(await store.load_parked(TP, "s")) == [message(8, "s")]
+        assert await store.parked_sagas(OTHER) == {}
+
+    async def test_resting_sagas_are_dropped_when_they_are_old(self, store: Store) -> None:
+        states = await states_of("s1", "s2", "s3", ended=("s2", "s3"))
+        await store.save([Advance(TP, None, Checkpoint(9, ""), rows(states))])
+        assert await store.drop_resting(states[2].updated_ms) == 1
+        assert await store.drop_resting(states[2].updated_ms) == 0
+        assert set(await store.load(TP, ["s1", "s2", "s3"])) == {"s1", "s3"}
+        assert await store.drop_resting(2**50) == 1, "an unfinished saga stays, however old"
+
+    async def test_sagas_are_listed_by_name_phase_and_age(self, store: Store) -> None:
+        states = await states_of("s1", "s2", "s3", ended=("s3",))
+        await store.save([Advance(TP, None, Checkpoint(9, ""), rows(states))])
+
+        async def ids(query: Query) -> list[str]:
+            return [row.saga_id for row in await store.search(query)]
+
+        assert await ids(Query()) == ["s1", "s2", "s3"]
+        assert await ids(Query(limit=2)) == ["s1", "s2"]
+        assert await ids(Query(saga="other")) == []
+        assert await ids(Query(saga="order", phases=("compensated", "stuck"))) == ["s3"]
+        assert await ids(Query(started_before_ms=states[1].started_ms)) == ["s1"]
+        [row] = await store.search(Query(phases=("compensated",)))
+        assert (row.blob, row.step, row.code, row.resting) == (b"", "a", "no", True)
+        assert await store.counts() == {("order", "forward"): 2, ("order", "compensated"): 1}
+
+    async def test_more_sagas_than_a_statement_takes_values_are_loaded(self, store: Store) -> None:
+        [state] = await states_of("s")
+        many = []
+        for number in range(1_200):
+            copy = state.copy()
+            copy.saga_id = f"s{number}"
+            many.append(copy)
+        await store.save([Advance(TP, None, Checkpoint(9, ""), rows(many))])
+        assert len(await store.load(TP, [each.saga_id for each in many])) == 1_200
 
 
-async def test_a_wiped_partition_is_empty_and_the_others_are_as_they_were(store: Store) -> None:
-    first, second = await states_of("s1", "s2")
-    await store.save(
-        [
-            Advance(TP, None, Checkpoint(3, ""), rows([first]), parked=[message(1, "p")]),
-            Advance(OTHER, None, Checkpoint(6, ""), rows([second], OTHER)),
-        ]
-    )
-    await store.wipe(TP)
-    assert await store.checkpoint(TP) is None
-    assert await store.load(TP, ["s1"]) == {}
-    assert await store.parked_sagas(TP) == {}
-    assert await store.checkpoint(OTHER) == Checkpoint(6, "")
-    assert await store.load(OTHER, ["s2"]) == {"s2": second}
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    opened = await open_store("memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/store.db")
+    yield opened
+    await opened.close()
 
 
-async def test_parked_records_come_back_in_order_until_they_are_released(store: Store) -> None:
-    first = [message(1, "s"), message(2, "t"), message(3, "s")]
-    await store.save([Advance(TP, None, Checkpoint(4, ""), [], parked=first)])
-    await store.save([Advance(TP, 4, Checkpoint(9, ""), [], parked=[message(8, "s")])])
-    assert await store.parked_sagas(TP) == {"s": 3, "t": 1}
-    assert list(await store.load_parked(TP, "s")) == [first[0], first[2], message(8, "s")]
-    await store.save([Advance(TP, 9, Checkpoint(9, ""), [], released=["s"], parked=[message(8, "s")])])
-    assert list(await store.load_parked(TP, "s")) == [message(8, "s")]
-    assert await store.parked_sagas(OTHER) == {}
-
-
-async def test_resting_sagas_are_dropped_when_they_are_old(store: Store) -> None:
-    states = await states_of("s1", "s2", "s3", ended=("s2", "s3"))
-    await store.save([Advance(TP, None, Checkpoint(9, ""), rows(states))])
-    assert await store.drop_resting(states[2].updated_ms) == 1
-    assert await store.drop_resting(states[2].updated_ms) == 0
-    assert set(await store.load(TP, ["s1", "s2", "s3"])) == {"s1", "s3"}
-    assert await store.drop_resting(2**50) == 1, "an unfinished saga stays, however old"
-
-
-async def test_sagas_are_listed_by_name_phase_and_age(store: Store) -> None:
-    states = await states_of("s1", "s2", "s3", ended=("s3",))
-    await store.save([Advance(TP, None, Checkpoint(9, ""), rows(states))])
-
-    async def ids(query: Query) -> list[str]:
-        return [row.saga_id for row in await store.search(query)]
-
-    assert await ids(Query()) == ["s1", "s2", "s3"]
-    assert await ids(Query(limit=2)) == ["s1", "s2"]
-    assert await ids(Query(saga="other")) == []
-    assert await ids(Query(saga="order", phases=("compensated", "stuck"))) == ["s3"]
-    assert await ids(Query(started_before_ms=states[1].started_ms)) == ["s1"]
-    [row] = await store.search(Query(phases=("compensated",)))
-    assert (row.blob, row.step, row.code, row.resting) == (b"", "a", "no", True)
-    assert await store.counts() == {("order", "forward"): 2, ("order", "compensated"): 1}
-
-
-async def test_more_sagas_than_a_statement_takes_values_are_loaded(store: Store) -> None:
-    [state] = await states_of("s")
-    many = []
-    for number in range(1_200):
-        copy = state.copy()
-        copy.saga_id = f"s{number}"
-        many.append(copy)
-    await store.save([Advance(TP, None, Checkpoint(9, ""), rows(many))])
-    assert len(await store.load(TP, [each.saga_id for each in many])) == 1_200
+class TestStoresOfOneMachine(StoreSuite):
+    pass
 
 
 async def test_a_state_survives_its_row() -> None:
@@ -311,3 +310,38 @@ async def test_a_closed_store_says_so(tmp_path: Path) -> None:
     await store.close()
     with pytest.raises(StoreError, match="closed"):
         await store.checkpoint(TP)
+
+
+# The URL of a database.
+
+
+async def test_a_store_in_postgresql_without_its_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(ConfigurationError, match=r"choreo-sagas\[postgres\]"):
+        await open_store("postgresql://host/db")
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("postgresql://ann:s3cret@host", "names no database"),
+        ("postgresql://ann:s3cret@host/db?schema=Robert'); DROP", "small letters"),
+        ("postgresql://ann:s3cret@host/db?password=s3cret", "unknown option 'password'"),
+        ("postgresql://ann:s3cret@host/db#s3cret", "unknown option '#'"),
+        ("postgres://ann:s3cret@host/db", "no known scheme"),
+        ("sqlite:///file.db?key=s3cret", "takes no options"),
+    ],
+)
+async def test_a_url_that_is_refused_is_said_without_its_password(url: str, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why) as caught:
+        await open_store(url)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_what_a_url_says_is_the_schema_and_what_the_driver_knows() -> None:
+    address = address_of("postgresql://ann:s3cret@one:5432,two:5433/db?schema=sagas&sslmode=require")
+    assert address.schema == "sagas"
+    assert address.shown == "postgresql://ann@one:5432,two:5433/db?schema=sagas&sslmode=require"
+    assert address.dsn == "postgresql://ann:s3cret@one:5432,two:5433/db?sslmode=require&application_name=choreo"
+    assert "s3cret" not in f"{address} {address!r} {[address]}"
+    assert address_of("postgresql://host/db").schema == "choreo"

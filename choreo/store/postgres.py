@@ -1,0 +1,254 @@
+"""The store in PostgreSQL: one for several saga-log instances, on one machine or many.
+
+``postgres_link`` holds the connection, ``postgres_schema`` the tables; what stands in them is here. A checkpoint is
+moved by an ``UPDATE`` that names the offset it expects, so the row's lock lets one of two instances wait for the other,
+and then the expectation of the second is false.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from operator import attrgetter
+from typing import Any, Self, TypeVar
+
+import asyncpg
+import msgspec
+
+from choreo.broker.port import Headers, Message, TopicPartition
+from choreo.core import SagaState
+from choreo.errors import StoreConflict
+from choreo.store.port import Advance, Checkpoint, Query, Row
+from choreo.store.postgres_link import LONG_TIMEOUT_S, Address, Link, address_of
+from choreo.store.postgres_schema import FORMAT
+from choreo.store.projection import state_of
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_COLUMNS = tuple(field for field in Row.__struct_fields__ if field != "blob")
+_LISTED = ", ".join(_COLUMNS)
+_TYPES = {str: "text", int: "bigint", bool: "boolean", bytes: "bytea", int | None: "bigint"}
+_values_of = attrgetter(*Row.__struct_fields__)
+
+# One array for each column: a statement for a batch, whatever its size.
+_SAVE_ROWS = (
+    f"INSERT INTO sagas ({_LISTED}, blob) SELECT * FROM unnest("  # noqa: S608 -- columns and their types
+    + ", ".join(
+        f"${number}::{_TYPES[field.type]}[]" for number, field in enumerate(msgspec.structs.fields(Row), start=1)
+    )
+    + ") ON CONFLICT (topic, saga_id) DO UPDATE SET "
+    + ", ".join(f"{field} = excluded.{field}" for field in Row.__struct_fields__ if field not in ("topic", "saga_id"))
+)
+_MOVE = (
+    "UPDATE partitions p SET next_offset = n.next_offset, mark = n.mark "
+    "FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::bigint[], $5::text[]) "
+    "AS n(topic, number, expected, next_offset, mark) "
+    "WHERE p.topic = n.topic AND p.number = n.number AND p.next_offset = n.expected AND p.format = $6 "
+    "RETURNING p.topic, p.number"
+)
+_BEGIN = (
+    "INSERT INTO partitions SELECT n.*, $5::bigint "
+    "FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::text[]) AS n "
+    "ON CONFLICT DO NOTHING RETURNING topic, number"
+)
+_RELEASE = (
+    "DELETE FROM parked p USING unnest($1::text[], $2::integer[], $3::text[]) AS n(topic, partition, saga_id) "
+    "WHERE p.topic = n.topic AND p.partition = n.partition AND p.saga_id = n.saga_id"
+)
+_PARK = (
+    "INSERT INTO parked VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (topic, partition, record_offset) "
+    "DO UPDATE SET saga_id = excluded.saga_id, timestamp_ms = excluded.timestamp_ms, key = excluded.key, "
+    "value = excluded.value, headers = excluded.headers"
+)
+_DROP = (
+    # Rows that somebody is writing are passed over, so that nobody waits for whom he keeps waiting.
+    "DELETE FROM sagas WHERE ctid = ANY (ARRAY("
+    "SELECT ctid FROM sagas WHERE rested_ms < $1 LIMIT $2 FOR UPDATE SKIP LOCKED))"
+)
+_DROPPED_AT_ONCE = 5_000
+
+_headers_decoder = msgspec.msgpack.Decoder(Headers)
+
+
+class PostgresStore:
+    """States in a database that several instances share."""
+
+    def __init__(self, address: Address) -> None:
+        self._link = Link(address)
+
+    def __repr__(self) -> str:
+        return f"PostgresStore({self._link.address.shown!r})"
+
+    @classmethod
+    async def open(cls, url: str) -> Self:
+        """Connect, and make the schema if there is none.
+
+        Raises:
+            ConfigurationError: the URL or the server's answer to it is no; or the schema is another program's, or a
+                newer release's.
+            StoreUnavailable: no server answers.
+        """
+        store = cls(address_of(url))
+        await store._link.open()
+        return store
+
+    async def checkpoint(self, tp: TopicPartition) -> Checkpoint | None:
+        query = "SELECT next_offset, mark, format FROM partitions WHERE topic = $1 AND number = $2"
+        row = await self._link.call(lambda connection: connection.fetchrow(query, *tp))
+        if row is None:
+            return None
+        offset, mark, written_in = row
+        if written_in != FORMAT:
+            logger.warning("what the store has of %s was written by another release; rebuilding from the log", tp)
+            await self.wipe(tp)
+            return None
+        return Checkpoint(offset, mark)
+
+    async def load_active(self, tp: TopicPartition) -> Sequence[SagaState]:
+        query = "SELECT blob FROM sagas WHERE topic = $1 AND partition = $2 AND NOT resting ORDER BY saga_id"
+        rows = await self._link.call(lambda connection: connection.fetch(query, *tp, timeout=LONG_TIMEOUT_S))
+        return await self._decoded(tp, lambda: [state_of(row["blob"]) for row in rows])
+
+    async def load(self, tp: TopicPartition, saga_ids: Collection[str]) -> Mapping[str, SagaState]:
+        wanted = [
+            saga_id for saga_id in saga_ids if "\0" not in saga_id
+        ]  # PostgreSQL has no such text, so no such saga
+        query = "SELECT saga_id, blob FROM sagas WHERE topic = $1 AND saga_id = ANY ($2::text[])"
+        rows = await self._link.call(lambda connection: connection.fetch(query, tp.topic, wanted))
+        return await self._decoded(tp, lambda: {row["saga_id"]: state_of(row["blob"]) for row in rows})
+
+    async def parked_sagas(self, tp: TopicPartition) -> Mapping[str, int]:
+        query = "SELECT saga_id, count(*) FROM parked WHERE topic = $1 AND partition = $2 GROUP BY saga_id"
+        rows = await self._link.call(lambda connection: connection.fetch(query, *tp))
+        return {row["saga_id"]: row["count"] for row in rows}
+
+    async def load_parked(self, tp: TopicPartition, saga_id: str) -> Sequence[Message]:
+        query = (
+            "SELECT record_offset, timestamp_ms, key, value, headers FROM parked "
+            "WHERE topic = $1 AND partition = $2 AND saga_id = $3 ORDER BY record_offset"
+        )
+        rows = await self._link.call(lambda connection: connection.fetch(query, *tp, saga_id))
+        return await self._decoded(
+            tp,
+            lambda: [
+                Message(*tp, offset, timestamp_ms, key, value, _headers_decoder.decode(headers))
+                for offset, timestamp_ms, key, value, headers in rows
+            ],
+        )
+
+    async def save(self, advances: Sequence[Advance]) -> None:
+        async def write(connection: asyncpg.Connection) -> None:
+            async with connection.transaction():
+                await _move(connection, advances)
+                await _save_rows(connection, advances)
+                await _save_parked(connection, advances)
+
+        await self._link.call(write)
+
+    async def wipe(self, tp: TopicPartition) -> None:
+        async def write(connection: asyncpg.Connection) -> None:
+            async with connection.transaction():
+                # The checkpoint first: who saves in the partition waits for its row, or we for him.
+                await connection.execute("DELETE FROM partitions WHERE topic = $1 AND number = $2", *tp)
+                for table in ("sagas", "parked"):
+                    query = f"DELETE FROM {table} WHERE topic = $1 AND partition = $2"  # noqa: S608 -- no value
+                    await connection.execute(query, *tp, timeout=LONG_TIMEOUT_S)
+
+        await self._link.call(write)
+
+    async def drop_resting(self, before_ms: int) -> int:
+        done = await self._link.call(
+            lambda connection: connection.execute(_DROP, before_ms, _DROPPED_AT_ONCE, timeout=LONG_TIMEOUT_S)
+        )
+        return int(done.rpartition(" ")[2])  # "DELETE 17"
+
+    async def find(self, saga: str, saga_id: str) -> SagaState | None:
+        query = (
+            "SELECT s.topic, s.partition, s.blob FROM sagas s "
+            "JOIN partitions p ON p.topic = s.topic AND p.number = s.partition AND p.format = $3 "
+            "WHERE s.saga = $1 AND s.saga_id = $2"
+        )
+        row = await self._link.call(lambda connection: connection.fetchrow(query, saga, saga_id, FORMAT))
+        if row is None:
+            return None
+        topic, partition, blob = row
+        return await self._decoded(TopicPartition(topic, partition), lambda: state_of(blob))
+
+    async def search(self, query: Query) -> Sequence[Row]:
+        conditions, values = ["true"], list[Any]()
+
+        def ask(condition: str, value: object) -> None:
+            values.append(value)
+            conditions.append(condition.format(f"${len(values)}"))
+
+        if query.saga is not None:
+            ask("saga = {}", query.saga)
+        if query.phases:
+            ask("phase = ANY ({}::text[])", list(query.phases))
+        if query.started_before_ms is not None:
+            ask("started_ms < {}", query.started_before_ms)
+        where = " AND ".join(conditions)
+        text = f"SELECT {_LISTED} FROM sagas WHERE {where} ORDER BY started_ms, saga_id LIMIT {query.limit:d}"  # noqa: S608
+        rows = await self._link.call(lambda connection: connection.fetch(text, *values, timeout=LONG_TIMEOUT_S))
+        return [Row(**dict(row)) for row in rows]
+
+    async def counts(self) -> Mapping[tuple[str, str], int]:
+        query = "SELECT saga, phase, count(*) FROM sagas GROUP BY saga, phase"
+        rows = await self._link.call(lambda connection: connection.fetch(query, timeout=LONG_TIMEOUT_S))
+        return {(saga, phase): number for saga, phase, number in rows}
+
+    async def close(self) -> None:
+        await self._link.close()
+
+    async def _decoded(self, tp: TopicPartition, read: Callable[[], T]) -> T:
+        """What ``read`` decodes. A partition with bytes that are no state is begun anew, the others are left alone."""
+        try:
+            return read()
+        except msgspec.MsgspecError as error:
+            await self.wipe(tp)
+            text = f"what {self._link.address.shown} has of {tp} is damaged ({error}); it is rebuilt from the log"
+            logger.warning("%s", text)
+            raise StoreConflict(text) from error
+
+
+async def _move(connection: asyncpg.Connection, advances: Sequence[Advance]) -> None:
+    moved: set[tuple[str, int]] = set()
+    known = [each for each in advances if each.expected is not None]
+    if known:
+        columns = zip(*((*each.tp, each.expected, *each.checkpoint) for each in known), strict=True)
+        moved.update(tuple(row) for row in await connection.fetch(_MOVE, *map(list, columns), FORMAT))
+    fresh = [each for each in advances if each.expected is None]
+    if fresh:
+        columns = zip(*((*each.tp, *each.checkpoint) for each in fresh), strict=True)
+        moved.update(tuple(row) for row in await connection.fetch(_BEGIN, *map(list, columns), FORMAT))
+    for each in advances:
+        if each.tp not in moved:
+            raise StoreConflict(f"{each.tp}: the checkpoint is not at {each.expected}; another instance has moved it")
+
+
+async def _save_rows(connection: asyncpg.Connection, advances: Sequence[Advance]) -> None:
+    rows = {(row.topic, row.saga_id): row for advance in advances for row in advance.rows}
+    if rows:
+        columns = list(map(list, zip(*map(_values_of, rows.values()), strict=True)))
+        place = Row.__struct_fields__.index("code")
+        columns[place] = [code.replace("\0", "\N{REPLACEMENT CHARACTER}") for code in columns[place]]  # users' text
+        await connection.execute(_SAVE_ROWS, *columns)
+
+
+async def _save_parked(connection: asyncpg.Connection, advances: Sequence[Advance]) -> None:
+    released = [(*advance.tp, saga_id) for advance in advances for saga_id in advance.released]
+    if released:
+        await connection.execute(_RELEASE, *map(list, zip(*released, strict=True)))
+    parked = [
+        (*advance.tp, each.offset, (each.key or b"").decode(), each.timestamp_ms, each.key, each.value, _packed(each))
+        for advance in advances
+        for each in advance.parked
+    ]
+    if parked:
+        await connection.executemany(_PARK, parked)
+
+
+def _packed(message: Message) -> bytes:
+    return msgspec.msgpack.encode(message.headers)

@@ -1,5 +1,8 @@
 """The partitions that this instance owns: loaded when they come, saved after every batch, dropped when they go.
 
+A store that is away is waited for: what cannot be saved stays in memory, what cannot be loaded is not folded yet, and
+all the other sagas go on. The log knows everything, so nothing is lost by that.
+
 The store is doubted at every turn. A checkpoint that does not fit the log (beyond its end, before its start, or
 behind a record that is not there) is of another log and is wiped; a save that another instance was faster with drops
 the shard, which is then loaded again.
@@ -11,7 +14,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from choreo.broker.port import Broker, Consumer, Message, TopicPartition
-from choreo.errors import BrokerUnavailable, StoreConflict, StoreError
+from choreo.errors import BrokerUnavailable, StoreConflict, StoreError, StoreUnavailable
 from choreo.saga_log.intake import Contracts
 from choreo.saga_log.shard import Shard
 from choreo.store.port import Advance, Checkpoint, Store
@@ -26,6 +29,7 @@ class Ownership:
         shards: loaded, and verified or about to be.
         opening: assigned and not loaded yet; each assignment has a value of its own.
         leaving: about to be given up: nothing may wait for a broker that is away.
+        held: their next records need states that cannot be loaded now.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Ownership:
         self.shards: dict[TopicPartition, Shard] = {}
         self.opening: dict[TopicPartition, object] = {}
         self.leaving: set[TopicPartition] = set()
+        self.held: set[TopicPartition] = set()
         self._broker = broker
         self._store = store
         self._sagas = sagas
@@ -55,6 +60,7 @@ class Ownership:
         self._resting_max = resting_max
         self._on_dropped = on_dropped
         self._accounted: dict[TopicPartition, int] = {}
+        self._trouble = ""
 
     def assign(self, tps: Collection[TopicPartition]) -> None:
         """These are ours; ``open`` loads them."""
@@ -65,12 +71,14 @@ class Ownership:
         """Forget what is in memory of these."""
         for tp in tps:
             self.opening.pop(tp, None)
+            self.held.discard(tp)
             if self.shards.pop(tp, None) is not None:
                 self._on_dropped(tp)
 
     def reload(self, tps: Collection[TopicPartition]) -> None:
         """Forget what is in memory of these and load what is stored."""
         for tp in tps:
+            self.held.discard(tp)
             if self.shards.pop(tp, None) is not None:
                 self.opening[tp] = object()
 
@@ -83,7 +91,7 @@ class Ownership:
         """Load what was assigned, and have it read from its checkpoint on. What cannot be read yet is left for later.
 
         Raises:
-            StoreError: the store cannot be read.
+            StoreError: the store cannot be read, and will not be without a change by a person.
         """
         for tp, assignment in list(self.opening.items()):
             try:
@@ -91,14 +99,28 @@ class Ownership:
             except BrokerUnavailable as error:
                 logger.warning("%s cannot be opened yet, trying again: %s", tp, error)
                 continue
+            except StoreUnavailable as error:
+                self.complain("cannot load what is assigned, trying again", error)
+                return
             except StoreConflict:  # the store was begun anew, so that what others have loaded is void
                 self.reload(tuple(self.shards))
                 return
             if self.opening.get(tp) is assignment and tp in consumer.assignment():
                 del self.opening[tp]
                 self.shards[tp] = shard
-                # The record before the checkpoint is read once more: it shows whether this is the same log.
-                consumer.seek(tp, shard.offset if shard.verified else shard.offset - 1)
+                self._seek(consumer, shard)
+
+    def hold(self, consumer: Consumer, shard: Shard, error: StoreUnavailable) -> None:
+        """The records that were just read for this shard cannot be folded yet; they are read again."""
+        self.complain(f"cannot load states of {shard.tp}, trying again", error)
+        self.held.add(shard.tp)
+        self._seek(consumer, shard)
+
+    def complain(self, what: str, error: StoreError) -> None:
+        """Log a trouble with the store, once for as long as it stays the same."""
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            logger.error("%s: %s", what, error)
 
     async def is_of_this_log(self, shard: Shard, first: Message) -> bool:
         """Whether the shard may fold on from ``first``. If not it is wiped, and loaded again empty."""
@@ -135,11 +157,18 @@ class Ownership:
             logger.warning("%s: what another instance has saved is loaded", conflict)
             return False
         except StoreError as error:
-            logger.error("cannot save, trying again with the next batch: %s", error)  # noqa: TRY400 -- no bug of ours
+            self.complain("cannot save, trying again with the next batch", error)
             return True
+        if self._trouble:
+            self._trouble = ""
+            logger.info("the store can be used again")
         for shard, advance in changed:
             shard.saved(advance, resting_max=self._resting_max)
         return True
+
+    def _seek(self, consumer: Consumer, shard: Shard) -> None:
+        # The record before the checkpoint is read once more: it shows whether this is the same log.
+        consumer.seek(shard.tp, shard.offset if shard.verified else shard.offset - 1)
 
     async def _load(self, consumer: Consumer, tp: TopicPartition) -> Shard:
         committed = await consumer.committed(tp)

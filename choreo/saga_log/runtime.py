@@ -22,7 +22,14 @@ from choreo.broker.topics import saga_topic
 from choreo.clock import Clock, SystemClock
 from choreo.contract.saga import Saga
 from choreo.core import SagaState, Timer
-from choreo.errors import BrokerUnavailable, CommitRefused, ConfigurationError, StoreConflict, StoreError
+from choreo.errors import (
+    BrokerUnavailable,
+    CommitRefused,
+    ConfigurationError,
+    StoreConflict,
+    StoreError,
+    StoreUnavailable,
+)
 from choreo.observe.metrics import Metrics
 from choreo.saga_log.accounts import Accounts
 from choreo.saga_log.dead_letter import DeadLetters
@@ -37,6 +44,7 @@ logger = logging.getLogger("choreo.saga_log")
 GROUP = "choreo.saga-log"
 PARKED_RETRY_S = 5.0
 DROPPING_S = 600.0
+STORE_PAUSE_S = 0.2  # between attempts to load from a store that is away
 TIMERS_AT_ONCE = 500
 APPENDS_AT_ONCE = 1_000  # after a long outage everything may be owed at once
 
@@ -97,6 +105,7 @@ class SagaLog:
         self._running = False
         self._stopping = False
         self._ended = asyncio.Event()
+        self._uncommitted: dict[TopicPartition, Shard] = {}
         self._parked_retry_due_s = 0.0
         self._dropping_due_s = 0.0
 
@@ -107,7 +116,7 @@ class SagaLog:
             DefinitionError: a contract differs from the one registered under its version.
             TopicError: a topic does not exist.
             BrokerUnavailable: no broker answers at the start; later outages are ridden out.
-            StoreError: the store cannot be read.
+            StoreError: the store cannot be read, and will not be without a change by a person.
         """
         self._running = True
         try:
@@ -133,6 +142,8 @@ class SagaLog:
         """Why this instance does not do its part; ``None`` if it does, whether it has partitions or not."""
         if not self._running:
             return "the saga-log is not running"
+        if self._own.held:
+            return f"waiting for the store, to fold on: {', '.join(map(str, self._own.held))}"
         waiting = [str(tp) for tp in self._own.opening]
         waiting += [f"{each.tp} at {each.offset} of {each.end}" for each in self._own.shards.values() if not each.live]
         return f"folding the log again: {', '.join(waiting)}" if waiting else None
@@ -162,6 +173,8 @@ class SagaLog:
                     except StoreConflict:  # the store was begun anew while it was read
                         self._own.reload(tuple(self._own.shards))
                 self._show(consumer)
+                if self._own.held:
+                    await self._clock.sleep(STORE_PAUSE_S)
         finally:
             await consumer.close()
             self._own.drop(tuple(self._own.shards))
@@ -198,8 +211,14 @@ class SagaLog:
         applied: list[tuple[Shard, Applied]] = []
         for tp, part in parts.items():
             shard = self._own.shards.get(tp)  # none where a rebalance took it, or has just given it: then it is sought
-            if shard is not None and await self._own.is_of_this_log(shard, part[0]):
-                applied.append((shard, await self._apply(shard, part)))
+            if shard is None:
+                continue
+            try:
+                if await self._own.is_of_this_log(shard, part[0]):
+                    applied.append((shard, await self._apply(shard, part)))
+                self._own.held.discard(tp)
+            except StoreUnavailable as error:
+                self._own.hold(consumer, shard, error)
         applied += await self._retry_parked()
         worked = {shard.tp: shard for shard, _ in applied}
         for shard in self._own.shards.values():
@@ -209,7 +228,8 @@ class SagaLog:
             for shard in worked.values():
                 self._own.account(shard)
         await self._own.save()
-        await self._commit(consumer, worked)
+        self._uncommitted |= worked
+        await self._commit(consumer)
 
     async def _apply(self, shard: Shard, messages: Sequence[Message]) -> Applied:
         await self._admit(shard, messages)
@@ -242,17 +262,21 @@ class SagaLog:
         for shard in waiting:
             if shard.contracts_tried == known:
                 continue
-            shard.contracts_tried = known
-            for saga_id in sorted(shard.parked):
-                messages = await self._store.load_parked(shard.tp, saga_id)
-                await self._admit(shard, messages)
-                applied = shard.release(saga_id, messages)
-                self._accounts.folded(shard.saga, applied.seen)
-                found.append((shard, applied))
+            try:
+                for saga_id in sorted(shard.parked):
+                    messages = await self._store.load_parked(shard.tp, saga_id)
+                    await self._admit(shard, messages)
+                    applied = shard.release(saga_id, messages)
+                    self._accounts.folded(shard.saga, applied.seen)
+                    found.append((shard, applied))
+            except StoreUnavailable as error:
+                self._own.complain(f"cannot load what waits in {shard.tp}, trying again", error)
+            else:
+                shard.contracts_tried = known
         return found
 
     def _go_live(self, consumer: Consumer, shard: Shard, worked: Collection[TopicPartition]) -> None:
-        if shard.live:
+        if shard.live or shard.tp in self._own.held:
             return
         if shard.tp not in worked and consumer.lag(shard.tp) == 0:
             shard.verified = True  # nothing came, and nothing will: what is missing to the end are holes of the log
@@ -276,18 +300,22 @@ class SagaLog:
         written = await _side_by_side(works)
         return all(written[: len(letters)])
 
-    async def _commit(self, consumer: Consumer, worked: dict[TopicPartition, Shard]) -> None:
+    async def _commit(self, consumer: Consumer) -> None:
+        shards = self._own.shards
+        self._uncommitted = {tp: shard for tp, shard in self._uncommitted.items() if shards.get(tp) is shard}
         # A rebuild is behind what an earlier owner has committed: that mark must not move back.
         places = {
-            tp: Committed(shard.offset)
-            for tp, shard in worked.items()
-            if self._own.shards.get(tp) is shard and shard.accounted == shard.offset
+            tp: Committed(shard.offset) for tp, shard in self._uncommitted.items() if shard.accounted == shard.offset
         }
         if places:
             try:
                 await consumer.commit(places)
             except (CommitRefused, BrokerUnavailable) as error:
-                logger.info("the group's offsets are committed with a later batch: %s", error)
+                # Kept for the next turn, with or without records: on a quiet topic a lag would show for ever.
+                logger.info("the group's offsets cannot be committed now, trying again: %s", error)
+            else:
+                for tp in places:
+                    del self._uncommitted[tp]
 
     async def _fire_timers(self) -> None:
         now_ms = self._clock.now_ms()

@@ -131,7 +131,7 @@ class Shard:
     def is_same_log(self, first: Message) -> bool:
         """Whether the record before the checkpoint is in the log as it was; ``first`` was read there."""
         assert self._checkpoint is not None, "only a checkpoint can be of another log"
-        self.verified = first.offset == self._checkpoint.offset - 1 and _mark(first) == self._checkpoint.mark
+        self.verified = first.offset == self._checkpoint.offset - 1 and mark_of(first) == self._checkpoint.mark
         return self.verified
 
     def apply(self, messages: Iterable[Message]) -> Applied:
@@ -147,6 +147,8 @@ class Shard:
     def release(self, saga_id: str, messages: Sequence[Message]) -> Applied:
         """Try the parked records of a saga again: those that were saved, and after them those that were not yet."""
         applied = Applied([], [], [])
+        if saga_id in self._released:
+            messages = ()  # tried since the last save, so that the unsaved ones are all of them
         unsaved = [message for message in self._parked_unsaved if message.key == saga_id.encode()]
         self._parked_unsaved = [message for message in self._parked_unsaved if message.key != saga_id.encode()]
         del self.parked[saga_id]
@@ -204,7 +206,7 @@ class Shard:
         """What has to be saved; ``None`` if nothing has changed."""
         checkpoint = self._checkpoint
         if self._last is not None:
-            checkpoint = Checkpoint(self.offset, _mark(self._last))
+            checkpoint = Checkpoint(self.offset, mark_of(self._last))
         if checkpoint is None or (checkpoint == self._checkpoint and not self._changed and not self._released):
             return None
         return Advance(
@@ -331,6 +333,6 @@ class Shard:
                 self.timers.set(saga_id, next_due_ms(contract, state), state.offset)
 
 
-def _mark(message: Message) -> str:
+def mark_of(message: Message) -> str:
     """What tells a record from another one at the same offset of another log."""
     return f"{message.timestamp_ms}:{crc32(message.value):08x}"

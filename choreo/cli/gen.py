@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import os
 import re
 import shlex
 import sys
@@ -43,7 +44,7 @@ def saga(
     plan = Plan.of(name, steps, directory)
     written = plan.files()
     package = directory / plan.name
-    there = [path for path in written if (package / path).exists()]
+    there = [path for path in written if os.path.lexists(package / path)]
     if there and not force:
         named = ", ".join(str(package / path) for path in there)
         raise ConfigurationError(f"{named} would be overwritten; choose another name, or say --force")

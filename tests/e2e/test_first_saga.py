@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.e2e.shell import run_in_shell
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "first-saga.md").read_text(encoding="utf-8")
@@ -44,22 +41,7 @@ def run_the_page(directory: Path, broker: str = "") -> str:
         script = script.replace(written, str(port))
     if broker:
         script = script.replace("sqlite:///lunch-log.db", f"'{broker}'")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    shell = subprocess.Popen(
-        ["bash", "-c", script],
-        cwd=directory,
-        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": "-p no:cacheprovider"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        said, complaints = shell.communicate(timeout=150)
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # whatever the shell has started and not ended
-            os.killpg(shell.pid, signal.SIGKILL)
-    return f"{said}\n--- standard error\n{complaints}"
+    return run_in_shell(script, directory)
 
 
 def without_hash(text: str) -> str:

@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 from contextlib import AsyncExitStack, ExitStack
 from random import Random
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self
 
 from choreo.broker.port import Message
 from choreo.broker.registry import RETENTION_MS_DEFAULT, ensure_saga_topics
@@ -41,13 +41,13 @@ from choreo.testing.inline import InlineExecutor
 from choreo.testing.log import FAR_S, Journal, JournalBroker
 from choreo.testing.transaction import Transactions
 
-T = TypeVar("T")
-
 Time = Literal["virtual", "real"]
 """Whether waits pass at once (``virtual``), or take as long as they say."""
 
 SAGA_LOG = "saga-log"
 STUCK_WAIT_S = 60.0
+SETTLE_S = 1e-6  # time only passes where everything waits
+REAL_POLL_S = 0.05
 
 
 class Runner:
@@ -103,7 +103,7 @@ class Runner:
         self._random = Random(f"{seed}/runner")  # noqa: S311  # to be repeated, not to be secret
         self._close = AsyncExitStack()
         self._journal: Journal | None = None
-        self._parts: dict[str, asyncio.Task[None]] = {}
+        self._parts: dict[str, _Part] = {}
         self._fault: asyncio.Future[None]
         self._patience: dict[str, list[asyncio.Timeout]] = {}
         self._broker: JournalBroker
@@ -129,14 +129,14 @@ class Runner:
         if self._transactions is not None:
             self._transactions.open(self.clock if isinstance(self.clock, VirtualClock) else None)
             self._close.push_async_callback(self._transactions.close)
-        self._close.push_async_callback(self.kill)
+        self._close.push_async_exit(self._end)
         await self.revive()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._close.aclose()
+        await self._close.__aexit__(kind, error, trace)
 
     # What a client does
 
@@ -212,11 +212,11 @@ class Runner:
         Handlers in flight are cancelled, and nothing of theirs is committed: whoever is revived does them again.
         """
         for name in parts or tuple(self._parts):
-            task = self._parts.pop(name, None)
-            if task is None:
+            part = self._parts.pop(name, None)
+            if part is None:
                 raise ConfigurationError(f"{name!r} is not running; running are {', '.join(self._parts) or 'none'}")
-            task.cancel()
-            await asyncio.wait((task,))
+            part.task.cancel()
+            await asyncio.wait((part.task,))
 
     async def revive(self, *parts: str) -> None:
         """Start services again, by name, or ``saga-log``; by default all that are not running."""
@@ -226,11 +226,21 @@ class Runner:
                 raise ConfigurationError(f"{name!r} is no part of the runner; there are {', '.join(everything)}")
             if name in self._parts:
                 raise ConfigurationError(f"{name!r} is running already")
-            part = self._saga_log() if name == SAGA_LOG else self._step_runtime(self._services[name])
-            task = self._parts[name] = asyncio.create_task(part.run(), name=f"runner/{name}")
+            runtime = self._saga_log() if name == SAGA_LOG else self._step_runtime(self._services[name])
+            task = asyncio.create_task(runtime.run(), name=f"runner/{name}")
             task.add_done_callback(self._part_ended)
-            while part.not_ready_because() is not None and not task.done():  # noqa: ASYNC110  # nobody tells of it
+            self._parts[name] = _Part(runtime, task)
+            while runtime.not_ready_because() is not None and not task.done():  # noqa: ASYNC110  # nobody tells of it
                 await asyncio.sleep(0)
+
+    async def settle(self) -> None:
+        """Wait until nothing more happens without the passing of time: all that can be done now is done.
+
+        ``run`` and ``wait`` do so before they return, so outcome hooks have run by then. In real time nobody can
+        tell, and it does nothing.
+        """
+        if isinstance(self.clock, VirtualClock):
+            await self.clock.sleep(SETTLE_S)
 
     # Inside
 
@@ -241,7 +251,7 @@ class Runner:
             tuple(self._contracts.values()),
             clock=self.clock,
             metrics=self.metrics,
-            poll_timeout_s=FAR_S,
+            poll_timeout_s=self._poll_timeout_s,
         )
 
     def _step_runtime(self, service: Service) -> StepRuntime:
@@ -252,9 +262,24 @@ class Runner:
             clock=self.clock,
             random=self._random_of(service.name),
             metrics=self.metrics,
-            options=Options(poll_timeout_s=FAR_S, commit_interval_s=0),
+            options=Options(poll_timeout_s=self._poll_timeout_s, commit_interval_s=0),
             executor=executor,
         )
+
+    @property
+    def _poll_timeout_s(self) -> float:
+        return FAR_S if self._time == "virtual" else REAL_POLL_S
+
+    async def _end(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if error is None and self._time == "virtual":
+            await self.settle()
+        elif error is None:
+            for runtime, task in self._parts.values():
+                if not task.done():
+                    await runtime.stop()  # lets hooks and handlers end
+        await self.kill()
 
     def _random_of(self, part: str) -> Random:
         """Numbers of its own for each part, so that what one draws changes nothing in another."""
@@ -282,6 +307,7 @@ class Runner:
                 await asyncio.wait((task, self._fault), return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 self._fault.result()
+            await self.settle()
             return await task
         except TimeoutError:
             stuck = self._stuck(saga_id)
@@ -329,6 +355,13 @@ class Runner:
         if not task.cancelled() and (error := task.exception()) is not None and not self._fault.done():
             self._fault.set_exception(error)
             self._fault.exception()  # whoever waits next is told; where nobody does, it is no one's loss
+
+
+class _Part(NamedTuple):
+    """A runtime at work."""
+
+    runtime: SagaLog | StepRuntime
+    task: asyncio.Task[None]
 
 
 def run_saga(

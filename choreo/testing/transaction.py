@@ -117,7 +117,7 @@ class Transactions:
                     wanted[name] = issubclass(kind, self._kinds[1])
                 elif issubclass(kind, self._foreign):
                     problems.append(
-                        f"handler {handler.name!r}: parameter {name!r} is a {kind.__name__}, "
+                        f"handler {handler.name!r}: parameter {name!r} is annotated {kind.__name__}, "
                         f"but the transaction's engine is {'async' if self.is_async else 'sync'}"
                     )
         return _TransactionalHandler(handler, wanted, self) if wanted else handler
@@ -227,13 +227,14 @@ class _Transaction:
     async def commit(self) -> None:
         async with self.turn:
             if self._connection is not None:
-                await self._do(self._connection.commit())
-                await self._do(self._connection.close())
+                try:
+                    await self._do(self._connection.commit())
+                finally:  # what was not committed is rolled back by that
+                    await self._do(self._connection.close())
 
     async def rollback(self) -> None:
         async with self.turn:
             if self._connection is not None:
-                await self._do(self._connection.rollback())
                 await self._do(self._connection.close())
 
     async def _begun(self) -> Any:

@@ -52,17 +52,35 @@ class Play:
         saga_id: the saga that was started last.
     """
 
-    def __init__(self, world: Stage, saga: Saga, do: Mapping[str, Behaviour], undo: Mapping[str, Behaviour]) -> None:
+    def __init__(
+        self,
+        world: Stage,
+        saga: Saga,
+        do: Mapping[str, Behaviour],
+        undo: Mapping[str, Behaviour],
+        bind: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """Make the services.
+
+        Args:
+            do: how steps behave; they work, if nothing is said.
+            undo: how compensations behave.
+            bind: options of the steps' bindings (``retry_on``, …), for step and compensation alike.
+        """
         self.saga = saga
         self.calls: list[Call] = []
         self.ledger = Ledger(saga)
         self.saga_id = ""
         self._world: Any = world
-        unknown = {*do, *undo} - {step.name for step in saga.steps}
+        unknown = {*do, *undo, *bind} - {step.name for step in saga.steps}
         assert not unknown, f"no steps of this saga: {unknown}"
         self.services = [
             self._service(
-                step.name, do.get(step.name, works), undo.get(step.name, undoes), step.compensation is not None
+                step.name,
+                do.get(step.name, works),
+                undo.get(step.name, undoes),
+                bind.get(step.name, {}),
+                has_compensation=step.compensation is not None,
             )
             for step in saga.steps
         ]
@@ -144,10 +162,12 @@ class Play:
 
     # Inside
 
-    def _service(self, step: str, do: Behaviour, undo: Behaviour, has_compensation: bool) -> Service:
+    def _service(
+        self, step: str, do: Behaviour, undo: Behaviour, bind: Mapping[str, Any], *, has_compensation: bool
+    ) -> Service:
         service = Service(self._world.named(step.replace("_", "-")))
 
-        @service.step(self.saga, step)
+        @service.step(self.saga, step, **bind)
         async def handle(ctx: Context) -> Any:
             self._note("do", ctx)
             effect = await _behave(do, ctx)
@@ -156,7 +176,7 @@ class Play:
 
         if has_compensation:
 
-            @service.compensation(self.saga, step)
+            @service.compensation(self.saga, step, **bind)
             async def compensate(ctx: CompensationContext) -> Any:
                 self._note("undo", ctx, effect=ctx.effect, failure=ctx.failure, own=ctx.own, generation=ctx.generation)
                 answer = await _behave(undo, ctx)

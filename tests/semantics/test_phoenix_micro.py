@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from choreo.cli.app import run_command
 from choreo.contract import Retries, Saga, Step
 from choreo.core import Phase
-from choreo.errors import DefinitionError, SagaNotFound, StartRefused, WaitTimeout
+from choreo.errors import DefinitionError, SagaFailed, SagaNotFound, StartRefused, WaitTimeout
 from choreo.messages.records import (
     CompensationFailed,
     SagaCompensated,
@@ -203,6 +208,27 @@ async def test_p5_the_attempts_of_one_step_take_nothing_from_those_of_another(wo
     play = await world.play(Step("a", retries=once), Step("b", retries=once), do=flaky)
     await play.run()
     assert [call.attempt for call in play.calls] == [1, 2, 1, 2]
+
+
+async def test_p5_a_binding_says_which_exceptions_are_retried(world: World) -> None:
+    play = await world.play(
+        Step("a", retries=Retries(2, backoff_ms_base=10)),
+        do={"a": in_turn(raises(TimeoutError()), raises(ValueError("not worth it")))},
+        bind={"a": {"retry_on": (OSError,)}},  # a TimeoutError is an OSError
+    )
+    failed = await play.fails()
+    assert "not worth it" in str(failed)
+    assert len(play.called("do", "a")) == 2
+
+
+async def test_p5_a_binding_says_which_exceptions_are_not_retried(world: World) -> None:
+    play = await world.play(
+        Step("a", retries=Retries(2, backoff_ms_base=10)),
+        do={"a": in_turn(raises(ConnectionError()), raises(ValueError()))},
+        bind={"a": {"never_retry": (ValueError,)}},
+    )
+    await play.fails()
+    assert len(play.called("do", "a")) == 2
 
 
 # P6
@@ -604,6 +630,46 @@ async def test_p15_a_stuck_saga_is_logged_and_shown(world: World, caplog: pytest
         return shown == 1 and "saga s-stuck is stuck: the compensation of step 'b'" in caplog.text
 
     await world.until(is_told)
+
+
+# P16
+
+
+@pytest.fixture
+def trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A generated package, importable."""
+    assert run_command(["gen", "saga", "trip", "--steps", "flight,hotel", "--directory", str(tmp_path)]) == 0
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TRIP_DATA", str(tmp_path / "data"))
+    yield tmp_path
+    for name in [name for name in sys.modules if name.split(".")[0] == "trip"]:
+        del sys.modules[name]
+
+
+async def test_p16_a_generated_saga_runs_and_is_undone_as_it_stands(world: World, trip: Path) -> None:
+    contract = import_module("trip.contract")
+    await world.serve(*(import_module(f"trip.{step}").service for step in ("flight", "hotel")))
+    outcome = await world.run(contract.TRIP, contract.Input())
+    assert set(outcome.effects) == {"flight", "hotel"}
+    with pytest.raises(SagaFailed) as failed:
+        await world.run(contract.TRIP, contract.Input(refuse="hotel"))
+    assert failed.value.step == "hotel"
+    assert import_module("trip.flight").effects.standing(failed.value.saga_id) == 0
+
+
+def test_p16_tests_are_generated_with_it_and_nothing_is_overwritten(
+    trip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = {path.name for path in (trip / "trip").rglob("*") if path.is_file()}
+    assert {"contract.py", "flight.py", "hotel.py", "compose.yaml"} <= written
+    assert any(name.startswith("test_") for name in written)
+    again = ["gen", "saga", "trip", "--steps", "flight,hotel", "--directory", str(trip)]
+    (trip / "trip" / "flight.py").write_text("mine")
+    assert run_command(again) != 0
+    assert "would be overwritten" in capsys.readouterr().err
+    assert (trip / "trip" / "flight.py").read_text() == "mine"
+    assert run_command([*again, "--force"]) == 0
+    assert (trip / "trip" / "flight.py").read_text() != "mine"
 
 
 # P17

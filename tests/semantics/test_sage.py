@@ -480,6 +480,26 @@ async def test_s12_by_default_it_is_ignored_after_a_crash_or_a_timeout(world: Wo
     assert "c" not in play.order()
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [("crashed", "exception"), ("crashed", "malformed return"), ("timed_out", "timeout")]
+)
+async def test_s12_a_step_may_recover_from_a_crash_or_a_timeout_if_the_contract_says_so(
+    world: World, kind: Any, name: str
+) -> None:
+    steps = (Step("a", "undo_a"), Step("b", "undo_b", timeout="200ms", recover_from=(kind,)), Step("c"))
+    play = await world.play(*steps, do={"b": CRASHES[name]}, undo={"b": BREAKER})
+    outcome = await play.run()
+    assert read(outcome, "b") == "from the cache"
+    assert play.order("undo") == ["b"]
+
+
+async def test_s12_a_step_recovers_from_those_failures_alone(world: World) -> None:
+    steps = (Step("a", "undo_a"), Step("b", "undo_b", recover_from=("timed_out",)), Step("c"))
+    play = await world.play(*steps, do={"b": rejects()}, undo={"b": BREAKER}, **ALWAYS)
+    await play.fails()
+    assert "c" not in play.order()
+
+
 async def test_s12_all_failed_branches_must_continue(world: World) -> None:
     play = await world.play(*DIAMOND, do={"b": rejects(), "c": rejects()}, undo={"b": BREAKER}, **ALWAYS)
     await play.fails()

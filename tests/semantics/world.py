@@ -100,12 +100,13 @@ class Stage:
         *steps: Step,
         do: dict[str, Behaviour] | None = None,
         undo: dict[str, Behaviour] | None = None,
+        bind: dict[str, dict[str, Any]] | None = None,
         name: str = "play",
         **options: Any,
     ) -> Play:
         """A saga of these steps, each in a service of its own, which behave as told."""
         saga = Saga(self.named(name), *steps, **options)
-        play = Play(self, saga, do or {}, undo or {})
+        play = Play(self, saga, do or {}, undo or {}, bind or {})
         self.plays.append(play)
         await self.serve(*play.services)
         return play

@@ -26,7 +26,8 @@ STEP_LENGTH_MAX = 59  # with "undo_" in front it is still a step's name, and as 
 WORDS = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 MODULES = frozenset({"contract", "effects", "tests"})
 HOSTS = frozenset({"kafka", "saga_log", "prometheus"})
-NAMES_IN_A_MODULE = frozenset({"service", "annotations"})
+NAMES_IN_A_MODULE = frozenset({"service", "annotations", "pytest", "run_saga", "standing", "own_databases"})
+NAMES_IN_TESTS = frozenset({"modules", "services", "steps"})  # in capitals, as the saga's own would be
 
 
 def saga(
@@ -162,6 +163,8 @@ def _name_problems(given: str, name: str, directory: Path) -> list[str]:
         problems.append(f"its name has {len(name)} characters; at most {NAME_LENGTH_MAX} are allowed")
     if keyword.iskeyword(name):
         problems.append(f"{name!r} is a word of Python's own and cannot be a package; choose another name")
+    elif name in NAMES_IN_TESTS:
+        problems.append(f"{name!r} has the name of another part of the package; choose another name")
     elif _is_taken(name, directory):
         problems.append(f"a module {name!r} is installed and would be hidden by the package; choose another name")
     return problems

@@ -43,6 +43,12 @@ def test_the_generated_tests_pass_at_once(tmp_path: Path) -> None:
     assert "11 passed" in tests.stdout
 
 
+def test_the_generated_tests_pass_for_a_single_step_called_as_the_saga(tmp_path: Path) -> None:
+    assert gen(tmp_path, "print", "print") == Exit.DONE
+    tests = python(tmp_path, "-m", "pytest", "-q", "print")
+    assert tests.returncode == 0, tests.stdout + tests.stderr
+
+
 def test_the_generated_contract_is_described(tmp_path: Path) -> None:
     assert gen(tmp_path) == Exit.DONE
     described = python(tmp_path, "-m", "choreo.cli", "describe", "trip:TRIP")
@@ -145,6 +151,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.
         ("choreo", "a", ["a module 'choreo' is installed"]),
         ("msgspec", "a", ["a module 'msgspec' is installed"]),
         ("contracts", "a", ["name 'contracts' is taken"]),
+        ("steps", "a", ["'steps' has the name of another part"]),
         ("t" * 41, "a", ["its name has 41 characters; at most 40"]),
         ("trip", "", ["--steps names no step"]),
         ("trip", " , ", ["--steps names no step"]),
@@ -155,6 +162,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.
         ("trip", "import", ["step 'import' is a word of Python's own"]),
         ("trip", "s" * 60, ["has 60 characters; at most 59"]),
         ("trip", "contract,kafka", ["step 'contract' has the name of another part", "step 'kafka' has the name"]),
+        ("trip", "pytest", ["step 'pytest' has the name of another part"]),
         ("Trip!", "A,a,a", ["its name 'Trip!'", "did you mean 'a'?", "step 'a' is named 2 times"]),
         ("trip", ",".join(f"s{n}" for n in range(257)), ["at most 256"]),
     ],

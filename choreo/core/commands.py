@@ -65,6 +65,11 @@ def record_of(contract: Saga, state: SagaState, decision: Decision) -> AnyRecord
         effect=msgspec.UNSET if instance.effect is None else msgspec.Raw(instance.effect),
         failure=instance.failure or (failed[1] if failed else None),
         own=instance.own,
+        remaining=tuple(
+            step
+            for step in remaining(contract, state)
+            if step != decision.step and contract[step].compensation is not None
+        ),
     )
 
 

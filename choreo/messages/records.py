@@ -255,6 +255,8 @@ class Compensate(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag=
         own: the step is itself one that failed; only then may the answer be ``continue``.
         effect: what the step returned; absent if it never completed.
         failure: the failure that the saga goes back for; absent after a cancel.
+        remaining: further steps with a compensation that are still to be undone, deepest first, as the saga-log knew
+            them when it wrote the record; for those who handle errors, nothing is decided by it.
         input, effects: the context as it was when the step ran.
     """
 
@@ -265,6 +267,7 @@ class Compensate(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag=
     effect: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     failure: Failure | None = None
     own: bool = False
+    remaining: tuple[StepName, ...] = ()
 
     @property
     def id(self) -> str:

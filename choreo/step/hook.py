@@ -1,4 +1,4 @@
-"""Functions that are called with an event and whose answer nobody waits for, as a service names them."""
+"""Users' functions that are called with an event alone, as a service names them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from choreo.observe.events import OutcomeEvent
 from choreo.step.handler import is_async
 
 
-class Hook:
+class Callback:
+    """A function that is called with one event."""
+
+    __slots__ = ("function", "is_async")
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.is_async = is_async(function)
+
+    def arguments(self, event: Any) -> tuple[list[Any], dict[str, Any]]:
+        return [event], {}
+
+
+class Hook(Callback):
     """A function that runs on outcomes.
 
     Attributes:
@@ -18,16 +30,12 @@ class Hook:
         timeout_s: bound of one call.
     """
 
-    __slots__ = ("function", "is_async", "name", "timeout_s")
+    __slots__ = ("name", "timeout_s")
 
     def __init__(self, function: Callable[..., Any], name: str, timeout_s: float) -> None:
-        self.function = function
-        self.is_async = is_async(function)
+        super().__init__(function)
         self.name = name
         self.timeout_s = timeout_s
-
-    def arguments(self, event: OutcomeEvent) -> tuple[list[Any], dict[str, Any]]:
-        return [event], {}
 
 
 def problems_of_callback(function: Callable[..., Any], what: str) -> list[str]:

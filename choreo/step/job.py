@@ -63,6 +63,7 @@ class CompensationJob(Job, frozen=True, kw_only=True):
     effect: msgspec.Raw | msgspec.UnsetType
     failure: Failure | None
     own: bool
+    remaining: tuple[str, ...]
 
     @property
     def key(self) -> str:

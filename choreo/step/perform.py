@@ -7,47 +7,42 @@ do wrong ends in an answer.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping
 from random import Random
-from typing import Any
 
 from choreo.broker.port import Message
-from choreo.broker.topics import saga_topic
 from choreo.clock import Clock
 from choreo.errors import RecordTooLarge, Undecodable, Unencodable
 from choreo.messages.codec import decode
 from choreo.messages.records import (
     AnyRecord,
     Compensate,
-    CompensationFailed,
     Failure,
-    KnownEffect,
-    StepCompensated,
     StepCompleted,
     StepFailed,
 )
 from choreo.observe.metrics import Metrics
 from choreo.step import answer
 from choreo.step.answered import Answer, Instance
-from choreo.step.attempts import Attempts, Ended
-from choreo.step.call import UnfitInput
-from choreo.step.context import CompensationContext, Context
+from choreo.step.attempts import Attempts
+from choreo.step.compensate import Compensator
+from choreo.step.compensation_error import ErrorHandlers
+from choreo.step.context import Context
 from choreo.step.counts import StepCounts
 from choreo.step.dead_letter import DeadLetters
-from choreo.step.failure import crash, plain_failure
-from choreo.step.job import CompensationJob, StepJob
+from choreo.step.failure import crash
+from choreo.step.job import StepJob
 from choreo.step.lanes import Lane
 from choreo.step.outcome import OutcomeHooks
 from choreo.step.place import Place
 from choreo.step.publish import Publisher
 from choreo.step.refusal import Refusals
+from choreo.step.reply import Replies, log_failure, wait_for_thread
 from choreo.step.route import Delivery
 from choreo.step.service import Hosted
-from choreo.step.tracers import Tracers, Watch
-from choreo.step.trigger import TRIGGERS, Trigger, compensation_job, is_trigger, round_of, step_job
-from choreo.step.verdict import InvalidInput, Retry
+from choreo.step.tracers import Tracers
+from choreo.step.trigger import TRIGGERS, Trigger, is_trigger, round_of, step_job
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +64,7 @@ class Performer:
         metrics: Metrics,
         tracers: Tracers,
         outcome_hooks: OutcomeHooks,
+        error_handlers: ErrorHandlers,
         park_limit_s: float,
     ) -> None:
         """Equip a performer.
@@ -77,12 +73,13 @@ class Performer:
             hosted: the steps that the service runs, by saga, version and name.
             tracers: are told of every attempt.
             outcome_hooks: run on outcomes.
+            error_handlers: are asked when a compensation has failed.
             park_limit_s: how long, from its append, a record of an unknown version is kept unfinished.
         """
         self._hosted = hosted
         self._versions = frozenset((saga, version) for saga, version, _ in hosted)
         self._attempts = attempts
-        self._publisher = publisher
+        self._replies = Replies(publisher, clock)
         self._clock = clock
         self._random = random
         self._tracers = tracers
@@ -98,7 +95,16 @@ class Performer:
             draw_run=self._draw_run,
         )
         self._counts = {(saga, step): StepCounts(metrics, saga, step) for saga, _, step in hosted}
-        self._delays = {saga: metrics.message_delivery_delay.labels(saga_topic(saga)) for saga, _, _ in hosted}
+        self._compensator = Compensator(
+            attempts,
+            self._replies,
+            tracers,
+            error_handlers,
+            self._counts,
+            clock=clock,
+            random=random,
+            draw_run=self._draw_run,
+        )
 
     async def perform(self, delivery: Delivery, lane: Lane, place: Place) -> None:
         """Do what the record asks of the step."""
@@ -118,7 +124,7 @@ class Performer:
                     await self._refusals.unknown_version(record, delivery, lane, place)
             elif isinstance(record, Compensate):
                 if record.step == step:
-                    await self._compensate(record, hosted, message, lane, place)
+                    await self._compensator.perform(record, hosted, message, lane, place)
             elif isinstance(record, TRIGGERS) and is_trigger(record, hosted.saga, step):
                 await self._run_step(record, hosted, message, lane, place)
         except Exception as error:  # a fault of ours: it must neither stop the service nor lose the saga
@@ -140,7 +146,7 @@ class Performer:
                 place.answered.settle(instance)
             counts.events["skipped_duplicate"].inc()
             return
-        self._delays[record.saga].observe(max(0.0, (self._clock.now_ms() - message.timestamp_ms) / 1_000))
+        counts.delay.observe(max(0.0, (self._clock.now_ms() - message.timestamp_ms) / 1_000))
         watch = self._tracers.watch(job, message)
         counts.running += 1
         try:
@@ -164,96 +170,24 @@ class Performer:
         place.answered.settle(instance)
         result = "completed" if isinstance(outcome, StepCompleted) else "failed"
         if isinstance(outcome, StepFailed):
-            _log_failure(job, outcome.failure, outcome.effect)
+            log_failure(job, outcome.failure, outcome.effect)
         counts.durations[result].observe(ended.duration_ms / 1_000)
         counts.events[result].inc()
         if ended.lingering is not None:
-            await _wait_for_thread(ended.lingering, job)
+            await wait_for_thread(ended.lingering, job)
 
     async def _publish_outcome(
         self, job: StepJob, outcome: StepCompleted | StepFailed, place: Place
     ) -> StepCompleted | StepFailed:
         try:
-            await self._publish(outcome, job, place)
+            await self._replies.send(outcome, job, place)
         except (Unencodable, RecordTooLarge) as error:
             if isinstance(outcome, StepFailed):
                 raise
             # The effect exists, only the saga's context has become too large to carry it on.
             outcome = answer.failed(job, crash(error, code="context_too_large"), "unknown")
-            await self._publish(outcome, job, place)
+            await self._replies.send(outcome, job, place)
         return outcome
-
-    async def _compensate(self, record: Compensate, hosted: Hosted, message: Message, lane: Lane, place: Place) -> None:
-        step = hosted.step.name
-        counts = self._counts[record.saga, step]
-        instance = Instance(message.key, record.start, step, record.round, record.generation)
-        if place.answered.get(instance) is not None:
-            counts.compensations["skipped_duplicate"].inc()
-            return
-        job = compensation_job(record, hosted, self._draw_run(), message, place, self._clock.monotonic())
-        self._delays[record.saga].observe(max(0.0, (self._clock.now_ms() - message.timestamp_ms) / 1_000))
-        watch = self._tracers.watch(job, message)
-        ended = await self._run_compensation(job, hosted, lane, counts, watch)
-        if watch is not None:
-            job = watch.job
-        if ended is None:
-            failure = plain_failure("rejected", "no_compensation", f"step {step!r} has no compensation here")
-            reply: StepCompensated | CompensationFailed = answer.compensation_failed(job, failure)
-        else:
-            backoff_ms = ended.value.backoff_ms(job.round, self._random) if isinstance(ended.value, Retry) else 0
-            reply = answer.answer_of_compensation(job, ended, backoff_ms=backoff_ms)
-        try:
-            await self._publish(reply, job, place)
-        except (Unencodable, RecordTooLarge) as error:
-            reply = answer.compensation_failed(job, crash(error, code="unencodable_effect"), ended)
-            await self._publish(reply, job, place)
-        place.answered.settle(instance)
-        if isinstance(reply, StepCompensated):
-            counts.compensations["undone" if reply.undone else "nothing_to_undo"].inc()
-        else:
-            counts.compensations["failed"].inc()
-            _log_failure(job, reply.failure, "unknown")
-        if ended is not None:
-            counts.compensation_duration.observe(ended.duration_ms / 1_000)
-            if ended.lingering is not None:
-                await _wait_for_thread(ended.lingering, job)
-
-    async def _run_compensation(
-        self,
-        job: CompensationJob,
-        hosted: Hosted,
-        lane: Lane,
-        counts: StepCounts,
-        watch: Watch[CompensationJob] | None,
-    ) -> Ended | None:
-        if hosted.compensation is None:
-            return None
-        counts.running += 1
-        try:
-            return await self._attempts.run(
-                hosted.compensation,
-                CompensationContext,
-                job,
-                lane,
-                retries=hosted.step.compensation_retries,
-                timeout_s=hosted.step.timeout_ms / 1_000,
-                counters=counts.compensation_attempts,
-                definite=(UnfitInput, InvalidInput),
-                watch=watch,
-            )
-        finally:
-            counts.running -= 1
-
-    async def _publish(
-        self,
-        record: StepCompleted | StepFailed | StepCompensated | CompensationFailed,
-        job: StepJob | CompensationJob,
-        place: Place,
-    ) -> None:
-        appended = await self._publisher.publish(
-            saga_topic(record.saga), record, content_type=job.content_type, traceparent=job.traceparent
-        )
-        place.time.see(appended.timestamp_ms, self._clock.monotonic())
 
     def _draw_run(self) -> str:
         return f"{self._random.getrandbits(64):016x}"
@@ -272,23 +206,3 @@ def _read(message: Message, place: Place) -> AnyRecord:
     if record.saga != place.saga:
         raise Undecodable(f"a record of saga {record.saga!r} in the topic of saga {place.saga!r}")
     return record
-
-
-async def _wait_for_thread(lingering: asyncio.Future[Any], job: StepJob | CompensationJob) -> None:
-    if lingering.done():
-        return
-    logger.warning("a handler of step %r goes on in its thread past its time; its lane waits for it", job.step.name)
-    await asyncio.wait((lingering,))
-
-
-def _log_failure(job: StepJob | CompensationJob, failure: Failure, effect: KnownEffect) -> None:
-    what = "compensation of step" if isinstance(job, CompensationJob) else "step"
-    logger.warning(
-        "%s %r %s (effect %s): %s",
-        what,
-        job.step.name,
-        failure.code or failure.kind,
-        effect,
-        failure.message,
-        extra={"round": job.round},
-    )

@@ -15,6 +15,7 @@ from choreo.contract.saga import Saga
 from choreo.errors import DefinitionError
 from choreo.observe.metrics import Metrics
 from choreo.step.attempts import Attempts
+from choreo.step.compensation_error import ErrorHandlers
 from choreo.step.dead_letter import DeadLetters
 from choreo.step.options import Options
 from choreo.step.outcome import OutcomeHooks
@@ -152,6 +153,7 @@ class StepRuntime:
             metrics=metrics,
             tracers=tracers,
             outcome_hooks=outcome_hooks,
+            error_handlers=ErrorHandlers(service.error_handlers, executor, metrics),
             park_limit_s=options.park_limit_s,
         )
         routes = Routes(hosted.values(), outcome_hooks.lanes_by_saga)

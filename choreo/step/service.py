@@ -12,7 +12,7 @@ from choreo.contract.saga import Saga, StepSpec
 from choreo.errors import DefinitionError
 from choreo.step.context import BaseContext, CompensationContext, Context
 from choreo.step.handler import Handler
-from choreo.step.hook import Hook, problems_of_callback
+from choreo.step.hook import Callback, Hook, problems_of_callback
 from choreo.step.retried import ALWAYS, ExceptionTypes, retried
 from choreo.step.tracers import problems_of_tracer
 from choreo.step.verdict import InvalidInput, Reject
@@ -67,6 +67,7 @@ class Service:
         self._handlers: dict[tuple[str, int, str], Handler] = {}
         self._compensations: dict[tuple[str, int, str], Handler] = {}
         self._outcome_hooks: dict[str, dict[str, Hook]] = {}
+        self._error_handlers: dict[str, Callback] = {}
         self._tracers: list[object] = []
         for tracer in tracers:
             self.trace(tracer)
@@ -167,6 +168,33 @@ class Service:
     def outcome_hooks(self) -> Mapping[str, Mapping[str, Hook]]:
         """What runs on outcomes, by saga and name."""
         return self._outcome_hooks
+
+    def on_compensation_error(self, saga: Saga) -> Callable[[F], F]:
+        """Ask the decorated function, sync or async, when a compensation of this service has failed in all attempts.
+
+        It gets a ``CompensationError`` and answers ``RetryLater``, ``Resolved`` or ``Stuck`` (or ``None``), within the
+        step's ``timeout``. If it fails itself the saga is stuck, as without it. One for all versions of a saga.
+
+        Raises:
+            DefinitionError: with all problems found.
+        """
+
+        def decorate(function: F) -> F:
+            problems = [*self._problems_of_contract(saga), *problems_of_callback(function, "a CompensationError")]
+            bound = self._error_handlers.get(saga.name)
+            if bound is not None and bound.function is not function:
+                problems.append(f"saga {saga.name!r} has another one already")
+            if problems:
+                raise DefinitionError(f"service {self.name!r}: handler of compensation errors", tuple(problems))
+            self._error_handlers[saga.name] = Callback(function)
+            return function
+
+        return decorate
+
+    @property
+    def error_handlers(self) -> Mapping[str, Callback]:
+        """What is asked when a compensation has failed, by saga."""
+        return self._error_handlers
 
     @property
     def tracers(self) -> Sequence[object]:

@@ -86,4 +86,5 @@ def compensation_job(
         effect=record.effect,
         failure=record.failure,
         own=record.own,
+        remaining=record.remaining,
     )

@@ -78,7 +78,16 @@ def wire_examples(content_type: str = JSON) -> dict[type[Record], Record]:
         ),
         StepFailed(**STEP, failure=FAILURE, effect="none", run="run-2", abort=True, attempts=2, duration_ms=5),
         Execute(**STEP, **context, saga_due_ms=1_760_000_100_000),
-        Compensate(**STEP, **context, generation=4, deadline_ms=900_000, effect=effect, failure=FAILURE, own=True),
+        Compensate(
+            **STEP,
+            **context,
+            generation=4,
+            deadline_ms=900_000,
+            effect=effect,
+            failure=FAILURE,
+            own=True,
+            remaining=("reserve_stock", "check"),
+        ),
         StepCompensated(
             **STEP,
             generation=4,

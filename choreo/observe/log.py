@@ -20,7 +20,21 @@ import msgspec
 
 LogFormat = Literal["console", "json"]
 
-FIELDS = ("service", "saga", "saga_id", "step", "round", "topic", "partition", "offset", "trace_id")
+FIELDS = (
+    "event",
+    "service",
+    "saga",
+    "saga_id",
+    "step",
+    "round",
+    "attempt",
+    "result",
+    "duration_ms",
+    "topic",
+    "partition",
+    "offset",
+    "trace_id",
+)
 """What a line may be about, in the order of output."""
 
 # C0 and C1 controls and DEL; line and paragraph separators; bidirectional overrides, which reorder what a person reads.

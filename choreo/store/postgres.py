@@ -77,6 +77,7 @@ class PostgresStore:
 
     def __init__(self, address: Address) -> None:
         self._link = Link(address)
+        self._begun: set[TopicPartition] = set()  # partitions that had a checkpoint when we last looked
 
     def __repr__(self) -> str:
         return f"PostgresStore({self._link.address.shown!r})"
@@ -97,6 +98,7 @@ class PostgresStore:
     async def checkpoint(self, tp: TopicPartition) -> Checkpoint | None:
         query = "SELECT next_offset, mark, format FROM partitions WHERE topic = $1 AND number = $2"
         row = await self._link.call(lambda connection: connection.fetchrow(query, *tp))
+        self._begun.discard(tp)
         if row is None:
             return None
         offset, mark, written_in = row
@@ -104,6 +106,7 @@ class PostgresStore:
             logger.warning("what the store has of %s was written by another release; rebuilding from the log", tp)
             await self.wipe(tp)
             return None
+        self._begun.add(tp)
         return Checkpoint(offset, mark)
 
     async def load_active(self, tp: TopicPartition) -> Sequence[SagaState]:
@@ -112,12 +115,17 @@ class PostgresStore:
         return await self._decoded(tp, lambda: [state_of(row["blob"]) for row in rows])
 
     async def load(self, tp: TopicPartition, saga_ids: Collection[str]) -> Mapping[str, SagaState]:
-        wanted = [
-            saga_id for saga_id in saga_ids if "\0" not in saga_id
-        ]  # PostgreSQL has no such text, so no such saga
-        query = "SELECT saga_id, blob FROM sagas WHERE topic = $1 AND saga_id = ANY ($2::text[])"
-        rows = await self._link.call(lambda connection: connection.fetch(query, tp.topic, wanted))
-        return await self._decoded(tp, lambda: {row["saga_id"]: state_of(row["blob"]) for row in rows})
+        wanted = [each for each in saga_ids if "\0" not in each]  # PostgreSQL has no such text, so no such saga
+        query = (
+            "SELECT s.saga_id, s.blob FROM partitions p "
+            "LEFT JOIN sagas s ON s.topic = p.topic AND s.saga_id = ANY ($3::text[]) "
+            "WHERE p.topic = $1 AND p.number = $2"
+        )
+        rows = await self._link.call(lambda connection: connection.fetch(query, *tp, wanted))
+        if not rows and tp in self._begun:
+            # A saga that is not there would pass for a new one.
+            raise StoreConflict(f"{tp}: the checkpoint is gone; another instance, or an administrator, has wiped it")
+        return await self._decoded(tp, lambda: {name: state_of(blob) for name, blob in rows if name is not None})
 
     async def parked_sagas(self, tp: TopicPartition) -> Mapping[str, int]:
         query = "SELECT saga_id, count(*) FROM parked WHERE topic = $1 AND partition = $2 GROUP BY saga_id"
@@ -146,6 +154,7 @@ class PostgresStore:
                 await _save_parked(connection, advances)
 
         await self._link.call(write)
+        self._begun.update(advance.tp for advance in advances)
 
     async def wipe(self, tp: TopicPartition) -> None:
         async def write(connection: asyncpg.Connection) -> None:
@@ -157,6 +166,7 @@ class PostgresStore:
                     await connection.execute(query, *tp, timeout=LONG_TIMEOUT_S)
 
         await self._link.call(write)
+        self._begun.discard(tp)
 
     async def drop_resting(self, before_ms: int) -> int:
         done = await self._link.call(

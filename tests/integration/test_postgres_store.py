@@ -102,6 +102,19 @@ async def test_a_deposed_instance_waits_for_the_new_owners_save_and_overwrites_n
         await each.close()
 
 
+async def test_an_instance_whose_partition_was_wiped_does_not_take_its_sagas_for_new_ones(database: Database) -> None:
+    one, other = await both(database)
+    states = await states_of("s")
+    await one.save([Advance(TP, None, Checkpoint(1, ""), rows(states))])
+    await other.wipe(TP)
+    with pytest.raises(StoreConflict, match="wiped"):
+        await one.load(TP, ["s"])
+    assert await one.checkpoint(TP) is None
+    assert await one.load(TP, ["s"]) == {}
+    await one.close()
+    await other.close()
+
+
 async def test_saves_of_the_same_partitions_in_another_order_end_one_way_or_the_other(database: Database) -> None:
     one, other = await both(database)
     await one.save([Advance(tp, None, Checkpoint(1, ""), []) for tp in (TP, OTHER)])

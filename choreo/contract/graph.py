@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 
@@ -12,20 +12,23 @@ class Graph:
     Attributes:
         before: each step's direct predecessors, in the order of the contract.
         after: each step's direct successors.
+        roots: the steps that the saga's start alone triggers.
+        commanded: the steps that no event triggers, only the saga-log's ``Execute``.
     """
 
-    def __init__(self, before: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(self, before: Mapping[str, tuple[str, ...]], commanded: Iterable[str] = ()) -> None:
         self.before = dict(before)
         self.after: dict[str, tuple[str, ...]] = {
             step: tuple(other for other, needs in self.before.items() if step in needs) for step in self.before
         }
-        self.roots = tuple(step for step, needs in self.before.items() if not needs)
+        self.commanded = frozenset(commanded)
+        self.roots = tuple(step for step, needs in self.before.items() if not needs and step not in self.commanded)
 
     @cached_property
     def chained(self) -> Mapping[str, tuple[str, ...]]:
-        """The successors that each step's event alone triggers: those with no other predecessor."""
+        """The successors that each step's event alone triggers: those with no other predecessor, if not commanded."""
         return {
-            step: tuple(other for other in others if len(self.before[other]) == 1)
+            step: tuple(other for other in others if len(self.before[other]) == 1 and other not in self.commanded)
             for step, others in self.after.items()
         }
 

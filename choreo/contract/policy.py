@@ -26,6 +26,9 @@ RECOVER_FROM_DEFAULT: tuple[RecoverFrom, ...] = ("rejected",)
 DURATION_MS_MAX = 2**52
 """Added to a time of today this stays below 2**53, so JSON readers of any language keep every millisecond."""
 
+NO_DUE_MS = DURATION_MS_MAX
+"""The due of what no deadline ends: the pivot, and what comes after it."""
+
 _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
@@ -80,3 +83,7 @@ class Retries(msgspec.Struct, frozen=True):
     def backoff_ms(self, retry: int) -> int:
         """The longest wait before the given retry, counted from 1. Saturates instead of overflowing."""
         return min(self.backoff_ms_max, self.backoff_ms_base << min(retry - 1, 62))
+
+
+FORWARD_RETRIES_DEFAULT = Retries(limit=10, backoff_ms_base=1_000, backoff_ms_max=300_000)
+"""Past the pivot: ten further rounds in about 20 minutes, then an operator is asked."""

@@ -25,13 +25,13 @@ def text(saga: Saga) -> str:
 
 
 def mermaid(saga: Saga) -> str:
-    """A flowchart: solid arrows forward, dotted arrows to the compensations.
+    """A flowchart: solid arrows forward, dotted arrows to the compensations; a pivot is a hexagon.
 
     Nodes have prefixes and labels quotes, because a step may be called ``end`` or ``style``, words of Mermaid's own.
     """
     lines = ["flowchart LR", '    saga_start(("start"))']
     for step in saga.steps:
-        lines.append(f'    do_{step.name}["{step.name}"]')
+        lines.append(f'    do_{step.name}{{{{"{step.name}"}}}}' if step.pivot else f'    do_{step.name}["{step.name}"]')
         lines += [f"    do_{other} --> do_{step.name}" for other in step.after]
         if not step.after:
             lines.append(f"    saga_start --> do_{step.name}")
@@ -48,7 +48,8 @@ def _one_line(description: str) -> str:
 
 
 def _limits(step: StepSpec) -> str:
-    limits = [f"timeout {duration_text(step.timeout_ms)}"]
+    limits = ["pivot"] if step.pivot else []
+    limits.append(f"timeout {duration_text(step.timeout_ms)}")
     if step.deadline_ms is not None:
         limits.append(f"deadline {duration_text(step.deadline_ms)}")
     if step.retries.limit:

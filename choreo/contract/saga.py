@@ -11,6 +11,7 @@ import msgspec
 
 from choreo.contract.graph import Graph
 from choreo.contract.policy import (
+    FORWARD_RETRIES_DEFAULT,
     RECOVER_FROM_DEFAULT,
     CompensateOnFailure,
     Duration,
@@ -41,6 +42,8 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         compensate_on_failure: whether this step's own compensation runs when it is the one that fails.
         recover_from: after these kinds of failure it runs whatever that policy says, and only after these it may
             answer ``Continue``; ``None``: by the policy, and it may after ``rejected``.
+        pivot: once it has completed there is only the way forward.
+        forward_retries: further rounds of a pivot without a definite outcome, or of a failed step behind the pivot.
     """
 
     name: str
@@ -53,6 +56,13 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     compensation_deadline_ms: int
     compensate_on_failure: CompensateOnFailure
     recover_from: tuple[RecoverFrom, ...] | None = None
+    pivot: bool = False
+    forward_retries: Retries = FORWARD_RETRIES_DEFAULT
+
+    @property
+    def is_commanded(self) -> bool:
+        """Whether no event triggers it, because only the saga-log knows whether it may run: it gets ``Execute``."""
+        return self.pivot
 
     def may_recover_from(self, kind: str) -> bool:
         """Whether the own compensation may answer ``Continue`` after a failure of this kind."""
@@ -80,6 +90,10 @@ class Step:
         recover_from: makes the step a circuit breaker: after a failure of one of these kinds ("rejected", "crashed",
             "timed_out") its own compensation runs, whatever ``compensate_on_failure`` says, and may answer
             ``Continue`` with a substitute. By default it may after "rejected", where the policy lets it run at all.
+        pivot: the point of no return. Until its outcome is certain, cancels wait and deadlines only alert. Once it has
+            completed, nothing is undone any more: what fails behind it is retried until it is done, or stuck.
+        forward_retries: of the pivot and of steps behind it: how many further rounds before an operator is asked, a
+            number or ``Retries``; by default 10, the first after at most 1 s, none after more than 5 min.
     """
 
     name: str
@@ -92,6 +106,8 @@ class Step:
     compensation_deadline: Duration = "15m"
     compensate_on_failure: CompensateOnFailure | None = None
     recover_from: tuple[RecoverFrom, ...] | RecoverFrom | None = None
+    pivot: bool = False
+    forward_retries: Retries | int | None = None
 
 
 @dataclass(frozen=True, init=False)
@@ -175,7 +191,15 @@ class Saga:
     @cached_property
     def graph(self) -> Graph:
         """Who comes before and after whom."""
-        return Graph({step.name: step.after for step in self.steps})
+        return Graph(
+            {step.name: step.after for step in self.steps}, (step.name for step in self.steps if step.is_commanded)
+        )
+
+    @cached_property
+    def forward_only(self) -> frozenset[str]:
+        """The pivots and all behind them: the steps that no deadline ends."""
+        pivots = [step.name for step in self.steps if step.pivot]
+        return frozenset(pivots).union(*(self.graph.descendants[pivot] for pivot in pivots))
 
     @cached_property
     def _by_name(self) -> dict[str, StepSpec]:
@@ -237,6 +261,12 @@ def _retries(value: Retries | int) -> Retries:
     return value if isinstance(value, Retries) else Retries(limit=value)
 
 
+def _forward_retries(value: Retries | int | None) -> Retries:
+    if isinstance(value, int):
+        return msgspec.structs.replace(FORWARD_RETRIES_DEFAULT, limit=value)
+    return FORWARD_RETRIES_DEFAULT if value is None else value
+
+
 def _kinds(value: tuple[RecoverFrom, ...] | RecoverFrom | None) -> tuple[RecoverFrom, ...] | None:
     if value is None:
         return None
@@ -263,4 +293,6 @@ def _fill_in(step: Step, previous: str | None, policy: CompensateOnFailure, prob
         compensation_deadline_ms=_milliseconds(step.compensation_deadline, f"{where}: compensation_deadline", problems),
         compensate_on_failure=step.compensate_on_failure or policy,
         recover_from=_kinds(step.recover_from),
+        pivot=step.pivot,
+        forward_retries=_forward_retries(step.forward_retries),
     )

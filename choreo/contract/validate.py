@@ -8,7 +8,14 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, get_args
 
 from choreo.contract.graph import Graph
-from choreo.contract.policy import DURATION_MS_MAX, CompensateOnFailure, RecoverFrom, Retries, duration_text
+from choreo.contract.policy import (
+    DURATION_MS_MAX,
+    FORWARD_RETRIES_DEFAULT,
+    CompensateOnFailure,
+    RecoverFrom,
+    Retries,
+    duration_text,
+)
 from choreo.ids import SAGA_NAME_PATTERN, STEP_NAME_PATTERN
 
 if TYPE_CHECKING:
@@ -36,7 +43,32 @@ def problems_of(saga: Saga) -> list[str]:
     if len(set(names)) == len(names) and graph.cyclic:
         cycle = ", ".join(repr(step) for step in graph.cyclic)
         problems.append(f"steps {cycle} wait for each other in a circle; remove one of their 'after'")
+    if not problems:
+        problems += _pivot_problems(saga)
     return problems
+
+
+def _pivot_problems(saga: Saga) -> list[str]:
+    """A pivot needs an order with every other step: what ran beside it could neither be undone nor be waited for."""
+    problems = []
+    pivots = [step.name for step in saga.steps if step.pivot]
+    for position, pivot in enumerate(pivots):
+        ordered = {pivot, *saga.graph.ancestors[pivot], *saga.graph.descendants[pivot]}
+        for step in saga.steps:
+            if step.name in ordered or step.name in pivots[:position]:
+                continue
+            if step.pivot:
+                problems.append(f"pivots {pivot!r} and {step.name!r} have no order; let one of them wait for the other")
+            else:
+                problems.append(
+                    f"step {step.name!r} may run beside the pivot {pivot!r}; "
+                    f"let it wait for the pivot, or the pivot for it"
+                )
+    return problems + [
+        f"step {step.name!r}: forward_retries are of a pivot and of steps behind it; use retries"
+        for step in saga.steps
+        if step.name not in saga.forward_only and step.forward_retries != FORWARD_RETRIES_DEFAULT
+    ]
 
 
 def _saga_problems(saga: Saga) -> list[str]:
@@ -82,6 +114,7 @@ def _step_problems(step: StepSpec, names: list[str]) -> list[str]:
         )
     problems += _retries_problems(f"{where}: retries", step.retries)
     problems += _retries_problems(f"{where}: compensation_retries", step.compensation_retries)
+    problems += _retries_problems(f"{where}: forward_retries", step.forward_retries)
     problems += _policy_problems(f"{where}: compensate_on_failure", step.compensate_on_failure)
     problems += _recovery_problems(where, step)
     return problems

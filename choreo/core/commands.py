@@ -6,7 +6,7 @@ import msgspec
 
 from choreo.contract.saga import Saga
 from choreo.core.order import context_of, standing_effects
-from choreo.core.state import Decision, SagaState
+from choreo.core.state import Decision, Instance, Key, SagaState
 from choreo.core.survey import Survey
 from choreo.messages.records import (
     AnyRecord,
@@ -38,7 +38,7 @@ def record_of(contract: Saga, state: SagaState, decision: Decision) -> AnyRecord
                 **common,  # type: ignore[arg-type]
                 start=state.start,
                 request=decision.reference,
-                reason=f"the saga has {state.outcome.kind if state.outcome else 'ended'}",
+                reason=f"the saga has {state.outcome.kind}" if state.outcome else "the saga is past its pivot",
             )
     key = (decision.step, decision.round)
     start, wire_round = state.wire_round(decision.round)
@@ -49,12 +49,18 @@ def record_of(contract: Saga, state: SagaState, decision: Decision) -> AnyRecord
         return SagaStuck(
             **common,  # type: ignore[arg-type]
             generation=decision.generation,
-            failure=instance.compensation_failure or Failure(kind="crashed", message="the compensation failed"),
+            failure=_stuck_by(instance),
             remaining=remaining(contract, state),
         )
     context = {step: msgspec.Raw(effect) for step, effect in context_of(contract, state, key).items()}
     if decision.kind == "execute":
-        return Execute(**common, saga_due_ms=saga_due_ms, input=msgspec.Raw(user_input), effects=context)  # type: ignore[arg-type]
+        return Execute(
+            **common,  # type: ignore[arg-type]
+            saga_due_ms=saga_due_ms,
+            input=msgspec.Raw(user_input),
+            effects=context,
+            key_round=_key_round(contract, state, key),
+        )
     failed = state.first_failure()
     return Compensate(
         **common,  # type: ignore[arg-type]
@@ -74,11 +80,37 @@ def record_of(contract: Saga, state: SagaState, decision: Decision) -> AnyRecord
 
 
 def remaining(contract: Saga, state: SagaState) -> tuple[str, ...]:
-    """The steps still to be undone: the stuck ones, then the others as the way back takes them, deepest first."""
+    """The steps still to be undone: the stuck ones, then the others as the way back takes them, deepest first.
+
+    Where there is only the way forward: the steps still to be done, the stuck ones first.
+    """
     survey = Survey(state)
+    if state.only_forward:
+        stuck_steps = {step for step, _ in survey.stuck}
+        todo = [step.name for step in contract.steps if step.name not in state.standing]
+        return tuple(sorted(todo, key=lambda step: step not in stuck_steps))
     stuck, left = {step for step, _ in survey.stuck}, {step for step, _ in survey.uncompensated}
     backwards = [step.name for step in reversed(contract.steps) if step.name in left]
     return tuple(sorted(backwards, key=lambda step: (step not in stuck, -contract.graph.depth[step])))
+
+
+def _stuck_by(instance: Instance) -> Failure:
+    failure = instance.failure if instance.exhausted else instance.compensation_failure
+    return failure or Failure(kind="crashed", message="the compensation failed")
+
+
+def _key_round(contract: Saga, state: SagaState, key: Key) -> int:
+    """The round whose key the step runs with; 0 for its own.
+
+    A new round has a new key because the one before was undone. Where nothing undoes a possible effect, the key stays,
+    so that the handler finds it.
+    """
+    step, saga_round = key
+    if step not in contract.forward_only or contract[step].compensation is not None:
+        return 0
+    while state.instance((step, saga_round - 1)).first not in (None, "failed"):
+        saga_round -= 1
+    return saga_round if saga_round < key[1] else 0
 
 
 def _completed(contract: Saga, state: SagaState, common: dict[str, object]) -> SagaCompleted:

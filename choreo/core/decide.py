@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 from choreo.contract.saga import Saga
 from choreo.core.order import builds_on
 from choreo.core.state import Decision, Instance, Key, Outcome, SagaState
 from choreo.core.survey import Survey
+from choreo.ids import instance_id
 from choreo.messages.records import Undone
 
 
@@ -42,7 +45,7 @@ def _go_back(contract: Saga, state: SagaState, survey: Survey, made: list[Decisi
     if own or own_pending:  # the failed steps' own compensations first and alone (rule 8)
         return _compensate(contract, state, survey, own, made, own=True)
     if not begun and _may_continue(state):
-        _take_substitutes(state)
+        _take_substitutes(contract, state)
         return True
     todo = survey.candidates
     if state.retry_at_ms is not None:  # only what the next round redoes is undone (rule 9)
@@ -54,6 +57,8 @@ def _go_back(contract: Saga, state: SagaState, survey: Survey, made: list[Decisi
     if state.retry_at_ms is not None:
         state.round_ready = True  # RoundStarted follows when its backoff is over
         return False
+    if state.only_forward:
+        return _retry_forward(contract, state, made)
     state.standing.clear()  # only substitutes are left in it
     failed = state.first_failure()
     state.outcome = Outcome(
@@ -64,6 +69,43 @@ def _go_back(contract: Saga, state: SagaState, survey: Survey, made: list[Decisi
     )
     _owe(state, Decision("compensated"), made)
     return True
+
+
+def _retry_forward(contract: Saga, state: SagaState, made: list[Decision]) -> bool:
+    """No way back: what has failed gets another round, or an operator's attention (rule 17)."""
+    failed = [
+        key
+        for key, instance in state.instances.items()
+        if key[1] == state.round and instance.first not in (None, "completed") and instance.offer != "taken"
+    ]
+    if not failed:  # an operator took the last of them as done
+        state.failing, state.failing_since_ms = False, 0
+        return True
+    spent = [key for key in failed if _failures(state, key) > contract[key[0]].forward_retries.limit]
+    for key in spent:
+        generation = state.instance(key).generation + 1
+        state.update(key, stuck=True, exhausted=True, own=False, generation=generation)
+        _owe(state, Decision("stuck", key[0], key[1], generation), made)
+    if not spent:
+        state.retry_at_ms = state.updated_ms + max(_backoff_ms(contract, state, key) for key in failed)
+    return True
+
+
+def _failures(state: SagaState, key: Key) -> int:
+    """In how many rounds in a row the step has failed."""
+    step, saga_round = key
+    while state.instance((step, saga_round)).first not in (None, "completed"):
+        saga_round -= 1
+    return key[1] - saga_round
+
+
+def _backoff_ms(contract: Saga, state: SagaState, key: Key) -> int:
+    """The wait before the step's next round. The jitter is drawn from the instance's name: all who fold draw alike."""
+    policy = contract[key[0]].forward_retries
+    longest = policy.backoff_ms(_failures(state, key))
+    if not policy.jitter:
+        return longest
+    return crc32(instance_id(state.saga_id, state.start, *key).encode()) % (longest + 1)
 
 
 def _go_forward(contract: Saga, state: SagaState, made: list[Decision], *, settled: bool) -> bool:
@@ -82,6 +124,8 @@ def _go_forward(contract: Saga, state: SagaState, made: list[Decision], *, settl
         instance = state.instance((step, state.round))
         if not instance.triggered and instance.first is None:
             state.update((step, state.round), triggered=True)
+            if contract[step].pivot and not state.pivot:
+                state.pivot = "open"
             _owe(state, Decision("execute", step, state.round), made)
             changed = True
     return changed
@@ -93,6 +137,7 @@ def _compensate(
     """Undo all of these on which nothing uncompensated and nothing in flight builds (rules 4, 8)."""
     if not todo:
         return False
+    back = state.failing and not state.only_forward
     blockers = (*survey.uncompensated, *survey.in_flight)
     free = [
         key
@@ -102,7 +147,7 @@ def _compensate(
     for key in free:
         instance = state.instance(key)
         generation = instance.generation + 1
-        if state.standing.get(key[0]) == key[1] and (instance.offer != "taken" or state.failing):
+        if state.standing.get(key[0]) == key[1] and (instance.offer != "taken" or back):
             del state.standing[key[0]]  # a step stands until its Compensate is decided, not until that is answered
             if state.failing:
                 state.update(key, taken_down=state.round)
@@ -147,17 +192,19 @@ def _failed(state: SagaState) -> list[Instance]:
 
 def _may_continue(state: SagaState) -> bool:
     """Every failed step of the round has answered with a substitute, and nothing forbids to take them (rule 8)."""
-    if state.cancelled or state.aborted or state.retry_at_ms is not None:
+    if state.retry_at_ms is not None or ((state.cancelled or state.aborted) and not state.only_forward):
         return False
     failed = _failed(state)
     return any(i.offer == "offered" for i in failed) and all(i.offer and not i.completed for i in failed)
 
 
-def _take_substitutes(state: SagaState) -> None:
+def _take_substitutes(contract: Saga, state: SagaState) -> None:
     for key, instance in list(state.instances.items()):
         if key[1] == state.round and instance.offer == "offered":
             state.update(key, offer="taken")
             state.standing[key[0]] = key[1]
+            if contract[key[0]].pivot:
+                state.pass_pivot()
     state.failing, state.failing_since_ms = False, 0
 
 

@@ -23,7 +23,7 @@ class Timer(NamedTuple):
 
 def settle_due_ms(contract: Saga, state: SagaState, instance: Instance) -> int:
     """An in-flight instance's due; while the saga waits to go back, at most the settle limit after it began to."""
-    if not state.failing or state.outcome is not None:
+    if not state.failing or state.outcome is not None or state.only_forward:
         return instance.due_ms
     return min(instance.due_ms, state.failing_since_ms + contract.settle_ms)
 
@@ -32,7 +32,7 @@ def timers(contract: Saga, state: SagaState) -> list[Timer]:
     """All timers that are running, the earliest first."""
     found: list[Timer] = []
     for (step, saga_round), instance in state.instances.items():
-        if instance.in_flight and instance.due_ms:
+        if instance.in_flight and instance.due_ms and not instance.overdue:
             due_ms = settle_due_ms(contract, state, instance)
             start, wire_round = state.wire_round(saga_round)
             found.append(
@@ -91,7 +91,7 @@ def next_due_ms(contract: Saga, state: SagaState) -> int | None:
     """When the earliest timer fires; ``None`` if none is running."""
     earliest: int | None = None
     for instance in state.instances.values():
-        if instance.in_flight and instance.due_ms:
+        if instance.in_flight and instance.due_ms and not instance.overdue:
             at_ms = settle_due_ms(contract, state, instance) + contract.grace_ms + 1
         elif instance.awaits_answer and instance.compensation_due_ms:
             at_ms = instance.compensation_due_ms + contract.grace_ms + 1

@@ -82,9 +82,13 @@ def cancel_requested(_contract: Saga, state: SagaState, entry: Entry, record: Ca
     if record.request in state.cancels:  # also one that was heard before the outcome: it is not refused afterwards
         return "duplicate"
     state.cancels = (*state.cancels, record.request)[-REQUESTS_KEPT:]
-    if state.outcome is not None:
+    if state.outcome is not None or state.pivot == "passed":
         _owe(state, Decision("refuse_cancel", reference=record.request))
         return "cancel_refused"
+    if state.pivot == "open":
+        state.deferred = (*state.deferred, record.request)[-REQUESTS_KEPT:]
+        state.cancel_reason = state.cancel_reason or record.reason
+        return "cancel_deferred"
     if state.cancelled:
         return "duplicate"
     state.cancelled, state.cancel_reason, state.cancelled_first = True, record.reason, not state.failing
@@ -108,6 +112,8 @@ def step_completed(contract: Saga, state: SagaState, entry: Entry, record: StepC
         first = "late" if late else "completed"
         if saga_round == state.round and not late:
             state.standing[step] = saga_round
+            if contract[step].pivot:
+                state.pass_pivot()
         elif saga_round == state.round and state.outcome is None:
             _record_failure(state, key, LATE, entry.at_ms)
     keeps_effect = instance.effect is not None and not instance.in_flight
@@ -135,12 +141,11 @@ def step_completed(contract: Saga, state: SagaState, entry: Entry, record: StepC
 def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFailed, key: Key) -> Note | None:
     """A failure turns the saga round; a possible effect will be undone (rules 5, 15)."""
     instance = state.instance(key)
-    _paid(state, Decision("execute", *key))  # it stands in for a command that is too large to be written (rule 20)
     if not record.run:  # written by the saga-log: it gave up waiting
-        if not instance.in_flight:
-            return "stale"
-        if not instance.due_ms or entry.at_ms <= settle_due_ms(contract, state, instance) + contract.grace_ms:
-            return "early_timer"
+        in_vain = _waits_on(contract, state, entry, key)
+        if in_vain is not None:
+            return in_vain
+    _paid(state, Decision("execute", *key))  # it stands in for a command that is too large to be written (rule 20)
     seen = f"failed:{record.run}"
     if seen in instance.runs:
         return "duplicate"
@@ -157,6 +162,9 @@ def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFail
         state.update(key, first=first, failure=record.failure)
         if key[1] == state.round and state.outcome is None:
             _record_failure(state, key, record.failure, entry.at_ms)
+            is_certain = not unknown or record.failure.kind == "rejected"
+            if state.pivot == "open" and (is_certain or (doubt and contract[key[0]].compensation is not None)):
+                state.leave_pivot()  # it has not happened, or what it may have left will be undone
     state.update(
         key,
         runs=(*instance.runs, seen),
@@ -170,20 +178,35 @@ def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFail
     return None if instance.in_flight else "unwanted"
 
 
+def _waits_on(contract: Saga, state: SagaState, entry: Entry, key: Key) -> Note | None:
+    """Why a time-out does not count (rules 15, 17); ``None`` if it does."""
+    instance = state.instance(key)
+    if not instance.in_flight:
+        return "stale"
+    if not instance.due_ms or entry.at_ms <= settle_due_ms(contract, state, instance) + contract.grace_ms:
+        return "early_timer"
+    if key[0] in contract.forward_only:
+        state.update(key, overdue=True)
+        return "duplicate" if instance.overdue else "overdue"
+    return None
+
+
 def step_compensated(contract: Saga, state: SagaState, entry: Entry, record: StepCompensated, key: Key) -> Note | None:
     """An answer ends its generation; its verdict may send the saga forward again (rules 8, 9, 11)."""
     instance = state.instance(key)
-    if record.generation != instance.generation or not (instance.awaits_answer or instance.stuck):
+    answerable = instance.awaits_answer or (instance.stuck and not instance.exhausted)
+    if record.generation != instance.generation or not answerable:
         return "duplicate" if 0 < record.generation <= instance.generation else "stale"
     note: Note | None = None
     offer, substitute = instance.offer, instance.substitute
     turning = state.outcome is None and state.failing and state.round in (key[1], instance.taken_down)
-    blocked = not turning or state.cancelled or state.aborted or entry.at_ms > state.due_ms
+    bound = not state.only_forward  # else no cancel, abort or deadline keeps the saga from its end (rule 17)
+    blocked = not turning or (bound and (state.cancelled or state.aborted or entry.at_ms > state.due_ms))
     if record.verdict == "abort":
         _abort(state, key)
     elif record.verdict == "retry":
         at_ms = entry.at_ms + record.backoff_ms
-        if blocked or record.retry_limit <= state.round or at_ms > state.due_ms:
+        if blocked or record.retry_limit <= state.round or (bound and at_ms > state.due_ms):
             note = "retry_refused"
         else:
             state.retry_at_ms = max(state.retry_at_ms or 0, at_ms)
@@ -225,12 +248,14 @@ def compensation_failed(
     return None
 
 
-def operator_acted(_contract: Saga, state: SagaState, _entry: Entry, record: OperatorActed, key: Key) -> Note | None:
+def operator_acted(contract: Saga, state: SagaState, entry: Entry, record: OperatorActed, key: Key) -> Note | None:
     """Counts only for the generation that is stuck: the first of act and answer in the log wins (rule 16)."""
     instance = state.instance(key)
     if not instance.stuck or record.generation != instance.generation:
         return "stale"
-    if record.act == "retry":
+    if instance.exhausted:
+        _act_forward(contract, state, entry, record, key)
+    elif record.act == "retry":
         state.update(key, stuck=False, may_stand=True)
     elif record.act == "skip":
         state.update(key, stuck=False, may_stand=False, ran_again=False)
@@ -243,6 +268,21 @@ def operator_acted(_contract: Saga, state: SagaState, _entry: Entry, record: Ope
             _undone(state, other, "resolved")
         state.retry_at_ms = None
     return None
+
+
+def _act_forward(contract: Saga, state: SagaState, entry: Entry, record: OperatorActed, key: Key) -> None:
+    """The operator's act on a step that is stuck on the way forward (rule 17)."""
+    if record.act == "retry":
+        state.update(key, stuck=False, exhausted=False)
+        state.retry_at_ms = max(state.retry_at_ms or 0, entry.at_ms)
+        return
+    left = [step for step in contract.graph.before if step not in state.standing]
+    for step in left if record.act == "resolve" else (key[0],):
+        # Done by hand: it stands as a substitute does, without an effect.
+        state.update((step, state.round), stuck=False, exhausted=False, offer="taken", substitute=None)
+        state.standing[step] = state.round
+        if contract[step].pivot:
+            state.pass_pivot()
 
 
 def round_started(contract: Saga, state: SagaState, entry: Entry, record: RoundStarted) -> Note | None:
@@ -400,7 +440,8 @@ def _abort(state: SagaState, key: Key) -> None:
     """No retry from here on; a refused start's chain has no say in that (rules 9, 13)."""
     if key[1] > 0:
         state.aborted = True
-        state.retry_at_ms = None
+        if not state.only_forward:
+            state.retry_at_ms = None
 
 
 def _record_failure(state: SagaState, key: Key, failure: Failure, at_ms: int) -> None:

@@ -40,9 +40,9 @@ def context_of(contract: Saga, state: SagaState, key: Key) -> dict[str, bytes]:
             instance = state.instances.get((other, earlier))
             if instance is not None and (instance.completed or instance.offer == "taken"):
                 effect = effect_of(instance)
-                if effect is not None:
+                if effect is not None:  # none where an operator took the step as done by hand
                     context[other] = effect
-                    break
+                break
     return context
 
 

@@ -31,8 +31,10 @@ Note = Literal[
     "before_start",  # the saga's start is not in the log
     "unknown_start",  # descends from a start that is not in the log
     "unknown_step",  # names a step that the contract does not have
+    "overdue",  # past the due of a step that no deadline ends: it only alerts
+    "cancel_deferred",  # the pivot has begun, and its outcome decides
     "repair",  # something may stand although the outcome is decided
-    "cancel_refused",  # the outcome was decided before
+    "cancel_refused",  # the outcome was decided before, or the pivot has completed
     "start_refused",  # the id has another input
     "retry_refused",  # limit reached, saga cancelled, aborted or past its deadline
     "continue_refused",  # not a failing step's own, none of its kinds, or the saga is cancelled, aborted, past due
@@ -100,7 +102,9 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
         taken_down: the round from which the saga went back when the instance stopped standing; 0 if it did not. That
             may be a later round than its own, and the answer may still ask for the next one (rule 9).
         compensation_due_ms: 0 until the command's append time is known.
-        stuck: its compensation failed for good.
+        stuck: its compensation failed for good, or it is ``exhausted``.
+        exhausted: at the pivot or past it, it has failed as often as it may (rule 17).
+        overdue: it is past its due, which only alerts, and that was noted.
         offer: ``continue`` was answered (``offered``), or a substitute stands in its place (``taken``).
         substitute: the substitute's effect.
     """
@@ -120,6 +124,8 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
     taken_down: int = 0
     compensation_due_ms: int = 0
     stuck: bool = False
+    exhausted: bool = False
+    overdue: bool = False
     compensation_failure: Failure | None = None
     offer: Literal["", "offered", "taken"] = ""
     substitute: bytes | None = None
@@ -162,6 +168,9 @@ class SagaState(msgspec.Struct, omit_defaults=True):
         failing: on the way back, or waiting to settle before it.
         failing_since_ms: append time of the record that turned the saga round.
         cancelled, aborted: sticky.
+        pivot: ``open`` from the decision to execute it until its outcome is certain, then ``passed`` if it has
+            completed (rule 17).
+        deferred: the cancels that wait for the pivot's outcome.
         cancelled_first: the cancel turned the saga round, no failure before it.
         retry_at_ms: a compensation has asked for the next round, not before this; ``None`` if none has.
         round_ready: all that has to be undone for it is; only the time is missing.
@@ -191,6 +200,8 @@ class SagaState(msgspec.Struct, omit_defaults=True):
     cancelled: bool = False
     cancel_reason: str = ""
     cancelled_first: bool = False
+    pivot: Literal["", "open", "passed"] = ""
+    deferred: tuple[str, ...] = ()
     aborted: bool = False
     retry_at_ms: int | None = None
     round_ready: bool = False
@@ -218,7 +229,12 @@ class SagaState(msgspec.Struct, omit_defaults=True):
             return Phase.STUCK
         if self.outcome is not None:
             return Phase(self.outcome.kind)
-        return Phase.COMPENSATING if self.failing else Phase.FORWARD
+        return Phase.COMPENSATING if self.failing and not self.only_forward else Phase.FORWARD
+
+    @property
+    def only_forward(self) -> bool:
+        """There is no way back, or nobody knows whether there is: what fails is retried (rule 17)."""
+        return self.pivot != ""
 
     @property
     def is_settled(self) -> bool:
@@ -244,6 +260,18 @@ class SagaState(msgspec.Struct, omit_defaults=True):
         instance = msgspec.structs.replace(self.instances.get(key, UNTOUCHED), **changes)
         self.instances[key] = instance
         return instance
+
+    def pass_pivot(self) -> None:
+        """The pivot stands: from here on only forward, and the cancels that waited for this are refused."""
+        self.pivot = "passed"
+        self.owed = (*self.owed, *(Decision("refuse_cancel", reference=request) for request in self.deferred))
+        self.deferred, self.cancel_reason = (), ""
+
+    def leave_pivot(self) -> None:
+        """The pivot has certainly not happened: the way back is open, and the cancels that waited for this count."""
+        self.pivot = ""
+        if self.deferred:
+            self.cancelled, self.retry_at_ms, self.deferred = True, None, ()
 
     def fold_round(self, start: str, wire_round: int) -> int | None:
         """The round of a record that descends from ``start``; ``None`` if that start is not in the log."""

@@ -82,7 +82,9 @@ def status_of(contract: Saga, state: SagaState) -> SagaStatus:
         step=failed[0] if failed else None,
         failure=failed[1] if failed else None,
         compensations=state.undone,
-        remaining=remaining(contract, state) if state.failing and state.outcome is None else (),
+        remaining=remaining(contract, state)
+        if state.failing and not state.only_forward and state.outcome is None
+        else (),
         truncated=state.truncated,
     )
 

@@ -11,13 +11,15 @@ class Survey:
     Attributes:
         in_flight: triggered and without an outcome (rule 4).
         awaiting: their Compensate is not answered.
-        stuck: their compensation failed for good.
+        stuck: their compensation failed for good, or past the pivot they themselves.
         candidates: may stand and are not wanted, and nothing is under way for them.
         uncompensated: all but the first: nothing that they build on may be undone yet.
     """
 
     def __init__(self, state: SagaState) -> None:
-        going_back = state.failing or (state.outcome is not None and state.outcome.kind == "compensated")
+        going_back = (state.failing and not state.only_forward) or (
+            state.outcome is not None and state.outcome.kind == "compensated"
+        )
         self.in_flight: list[Key] = []
         self.awaiting: list[Key] = []
         self.stuck: list[Key] = []

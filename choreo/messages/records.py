@@ -154,7 +154,8 @@ class OperatorActed(StepRecord, frozen=True, kw_only=True, omit_defaults=True, t
 
     Attributes:
         act: ``retry`` gives the next generation; ``skip`` takes this one as undone; ``resolve`` takes all that is
-            left as undone by hand and gives the saga its outcome.
+            left as undone by hand and gives the saga its outcome. Past the pivot (rule 17): ``retry`` gives the next
+            round; ``skip`` takes the step as done by hand; ``resolve`` all that are left.
         generation: the generation that is stuck; an act on another one is recorded and changes nothing.
         request: drawn once for each call; tells a second act from a resend.
         operator: who acted.
@@ -235,11 +236,14 @@ class Execute(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="ex
         saga_due_ms: the saga's due, which bounds the step's own.
         input: the saga's input.
         effects: of the steps that this one builds on.
+        key_round: the round whose idempotency key the handler gets, if not its own: that of an earlier one whose
+            possible effect nothing undoes, because the saga is at its pivot or past it (rule 17).
     """
 
     saga_due_ms: Millis
     input: msgspec.Raw
     effects: Effects
+    key_round: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
 
     @property
     def id(self) -> str:
@@ -344,10 +348,13 @@ class RoundStarted(Record, frozen=True, kw_only=True, omit_defaults=True, tag="r
 class SagaStuck(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="saga_stuck"):
     """A notice, not an outcome: a compensation has failed for good and an operator is needed (rule 16).
 
+    Past the pivot it may be the step itself, when its ``forward_retries`` are used up (rule 17).
+
     Attributes:
-        generation: the one that has failed; an operator's act names it.
-        failure: of the compensation.
-        remaining: the steps still to be undone, in the order in which that would happen, the stuck one first.
+        generation: the one that has failed, of a step past the pivot the next one; an operator's act names it.
+        failure: of the compensation, or of the step past the pivot.
+        remaining: the steps still to be undone, in the order in which that would happen, the stuck one first; past the
+            pivot, those still to be done.
     """
 
     generation: Counter

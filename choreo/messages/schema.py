@@ -186,7 +186,7 @@ def _operations(saga: Saga) -> Document:
     chained = {other for others in saga.graph.chained.values() for other in others}
     operations: Document = {}
     for step in saga.steps:
-        first = [SagaStarted] if not step.after else [StepCompleted] if step.name in chained else []
+        first = [SagaStarted] if step.name in saga.graph.roots else [StepCompleted] if step.name in chained else []
         about: Document = {
             "x-choreo-step": step.name,
             "x-choreo-after": list(step.after),

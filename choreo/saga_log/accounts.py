@@ -25,6 +25,10 @@ STUCK_ADVICE = (
     "saga %s is stuck: the compensation of step %r failed for good (%s). What it built on stays until somebody acts: "
     "repair the cause and retry the compensation, or undo the step by hand and skip it. Other sagas go on"
 )
+STUCK_FORWARD_ADVICE = (
+    "saga %s is stuck past its pivot: step %r has failed in all its rounds (%s), and there is no way back. Repair the "
+    "cause and retry the step, or do its work by hand and skip it. Other sagas go on"
+)
 
 
 class Accounts:
@@ -139,9 +143,9 @@ class Accounts:
     def _say_stuck(self, saga: str, state: SagaState) -> None:
         for (step, saga_round), instance in state.instances.items():
             if instance.stuck:
-                failure = instance.compensation_failure
+                failure = instance.failure if instance.exhausted else instance.compensation_failure
                 logger.error(
-                    STUCK_ADVICE,
+                    STUCK_FORWARD_ADVICE if instance.exhausted else STUCK_ADVICE,
                     state.saga_id,
                     step,
                     failure.message or failure.code or failure.kind if failure else "no reason given",

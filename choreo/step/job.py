@@ -15,6 +15,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One thing to do for one step of one saga.
 
     Attributes:
+        key_round: whose idempotency key the step runs with, if not that of its own round; else 0.
         run: drawn for this execution.
         due_ms: broker's clock; an answer appended later is late.
         due_at: the same on the monotonic clock, in seconds, so that two machines' clocks are never compared.
@@ -33,11 +34,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     effects: Mapping[str, msgspec.Raw]
     content_type: str
     traceparent: bytes | None
+    key_round: int = 0
 
     @property
     def step_key(self) -> str:
         """The idempotency key of the step itself."""
-        return ids.idempotency_key(self.saga_id, self.start, self.step.name, self.round)
+        return ids.idempotency_key(self.saga_id, self.start, self.step.name, self.key_round or self.round)
 
 
 class StepJob(Job, frozen=True, kw_only=True):

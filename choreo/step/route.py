@@ -106,11 +106,12 @@ def _routes_of(hosted: list[Hosted], on_outcome: tuple[str, ...]) -> _TopicRoute
     roots: dict[str, None] = {}  # a set that keeps its order, so that every run starts lanes in the same order
     chained: dict[str, dict[str, None]] = {}
     for each in hosted:
-        name, after = each.step.name, each.step.after
-        if not after:
+        name, graph = each.step.name, each.saga.graph
+        if name in graph.roots:
             roots[name] = None
-        elif len(after) == 1:
-            chained.setdefault(after[0], {})[name] = None
+        for other in graph.before[name]:
+            if name in graph.chained[other]:
+                chained.setdefault(other, {})[name] = None
     return _TopicRoutes(
         roots=tuple(roots),
         chained={step.encode(): tuple(others) for step, others in chained.items()},

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from choreo.broker.port import Message
+from choreo.contract.policy import NO_DUE_MS
 from choreo.contract.saga import Saga
 from choreo.messages.codec import content_type_of
 from choreo.messages.records import Compensate, Execute, SagaStarted, StepCompleted
@@ -45,13 +46,17 @@ def step_job(record: Trigger, hosted: Hosted, run: str, message: Message, place:
     else:
         effects, saga_due_ms = record.effects, record.saga_due_ms
     step = hosted.step
-    due_ms = saga_due_ms if step.deadline_ms is None else min(append_ms + step.deadline_ms, saga_due_ms)
+    if step.name in hosted.saga.forward_only:
+        due_ms = NO_DUE_MS  # a pivot, or behind it: deadlines only alert (rule 17)
+    else:
+        due_ms = saga_due_ms if step.deadline_ms is None else min(append_ms + step.deadline_ms, saga_due_ms)
     return StepJob(
         saga=hosted.saga,
         step=step,
         saga_id=record.saga_id,
         start=record.start,
         round=round_of(record),
+        key_round=record.key_round if isinstance(record, Execute) else 0,
         run=run,
         due_ms=due_ms,
         due_at=now + (due_ms - place.time.now_ms(now)) / 1_000,

@@ -250,6 +250,26 @@ EACH_PROBLEM = [
         "step 'a': compensate_on_failure is 'sometimes'; it must be one of if_unknown, always, never",
     ),
     (
+        (Step("a"), Step("p", after="a", pivot=True), Step("b", after="a")),
+        {},
+        "step 'b' may run beside the pivot 'p'; let it wait for the pivot, or the pivot for it",
+    ),
+    (
+        (Step("a"), Step("p", after="a", pivot=True), Step("q", after="a", pivot=True)),
+        {},
+        "pivots 'p' and 'q' have no order; let one of them wait for the other",
+    ),
+    (
+        (Step("a", forward_retries=3), Step("p", pivot=True)),
+        {},
+        "step 'a': forward_retries are of a pivot and of steps behind it; use retries",
+    ),
+    (
+        (Step("p", pivot=True, forward_retries=-1),),
+        {},
+        "step 'p': forward_retries: limit -1 is not between 0 and 1000",
+    ),
+    (
         (Step("a", compensation="b", recover_from="cancelled"),),  # type: ignore[arg-type]
         {},
         "step 'a': recover_from names 'cancelled'; it may name rejected, crashed, timed_out",
@@ -354,6 +374,8 @@ BASE_STEP: dict[str, Any] = {"name": "a", "compensation": "undo_a"}
         ({}, {"compensation_retries": 5}),
         ({}, {"compensation_deadline": "16m"}),
         ({}, {"compensate_on_failure": "never"}),
+        ({}, {"pivot": True}),
+        ({"name": "pivoted"}, {"pivot": True, "forward_retries": 3}),
         ({}, {"recover_from": "crashed"}),
         ({}, {"recover_from": "rejected"}),
         ({}, {"recover_from": ()}),
@@ -413,7 +435,23 @@ def test_kinds_to_recover_from_are_one_contract_however_they_are_written() -> No
 
 
 def test_what_came_later_is_not_in_the_document_unless_it_is_used() -> None:
-    assert b"recover_from" not in to_json(Saga("order", Step("a", compensation="b")))
+    document = to_json(Saga("order", Step("a", compensation="b")))
+    assert not [field for field in (b"recover_from", b"pivot", b"forward_retries") if field in document]
+
+
+def test_a_pivot_and_all_behind_it_go_only_forward_and_no_event_alone_triggers_it() -> None:
+    saga = Saga("order", Step("a"), Step("p", pivot=True), Step("b"), Step("c", after="p"), Step("d", after=("b", "c")))
+    assert saga.forward_only == {"p", "b", "c", "d"}
+    assert saga.graph.chained == {"a": (), "p": ("b", "c"), "b": (), "c": (), "d": ()}
+    assert Saga("order", Step("p", pivot=True), Step("a")).graph.roots == ()
+
+
+def test_forward_retries_as_a_number_keep_the_usual_backoff() -> None:
+    usual = Saga("order", Step("p", pivot=True))["p"].forward_retries
+    assert Saga("order", Step("p", pivot=True, forward_retries=3))["p"].forward_retries == msgspec.structs.replace(
+        usual, limit=3
+    )
+    assert Saga("order", Step("p", pivot=True, forward_retries=Retries(7)))["p"].forward_retries == Retries(7)
 
 
 @st.composite

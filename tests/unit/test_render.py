@@ -65,6 +65,12 @@ def test_a_circuit_breaker_says_after_which_failures() -> None:
     )
 
 
+def test_a_pivot_is_named_in_the_text_and_a_hexagon_in_mermaid() -> None:
+    saga = Saga("order", Step("pay"), Step("ship", pivot=True))
+    assert text(saga).endswith("-> ship  <- nothing to undo  pivot, timeout 30s")
+    assert '    do_ship{{"ship"}}' in mermaid(saga).splitlines()
+
+
 def test_the_string_of_a_saga_is_its_text() -> None:
     assert str(TRIP) == text(TRIP)
 

@@ -31,10 +31,17 @@ class Case(NamedTuple):
     bare: tuple[str, ...] = ()
     policy: CompensateOnFailure = "if_unknown"
     recover_from: tuple[RecoverFrom, ...] | None = ("crashed", "timed_out")
+    pivots: tuple[str, ...] = ()
 
     @property
     def contract(self) -> Saga:
-        return contract_of(GRAPHS[self.graph], bare=self.bare, policy=self.policy, recover_from=self.recover_from)
+        return contract_of(
+            GRAPHS[self.graph],
+            bare=self.bare,
+            policy=self.policy,
+            recover_from=self.recover_from,
+            pivots=self.pivots,
+        )
 
     def __str__(self) -> str:
         parts = [self.graph, *(f"{name}={count}" for name, count in self.budget._asdict().items() if count)]
@@ -44,6 +51,8 @@ class Case(NamedTuple):
             parts.append(f"compensate_on_failure={self.policy}")
         if self.recover_from != ("crashed", "timed_out"):
             parts.append(f"recover_from={self.recover_from and ','.join(self.recover_from)}")
+        if self.pivots:
+            parts.append(f"pivot: {', '.join(self.pivots)}")
         if self.bare:
             parts.append(f"without compensation: {', '.join(self.bare)}")
         return " ".join(parts)
@@ -68,6 +77,18 @@ CASES = (
     Case("a-[b,c]-d", Budget(crash=1, failure=1), bare=("b",)),
     Case("a-[b,c-e]-d", Budget(failure=1, timeout=1, continues=1)),
     Case("a-[b,c-e]-d", Budget(failure=2, retry=1)),
+    Case("a-b-c", Budget(failure=2, timeout=1, cancel=2), pivots=("b",), bare=("b",)),
+    Case("a-b-c", Budget(failure=3, cancel=1, act=1, undo_failure=1), pivots=("b",), bare=("b",)),
+    Case("a-b-c", Budget(failure=2, cancel=1, retry=1, continues=1), pivots=("b",)),
+    Case("a-b-c", Budget(crash=1, failure=1, cancel=1), pivots=("b",)),
+    Case("a-b-c", Budget(failure=3, act=1), pivots=("a", "c"), bare=("a", "b", "c")),
+    Case("a-b-c", Budget(failure=1, timeout=1, takeover=1), pivots=("b",), bare=("b",)),
+    Case("a-b-c", Budget(failure=1, cancel=1, takeover=1), pivots=("b",), bare=("b",)),
+    Case("a-b-c", Budget(failure=1, cancel=1, second_start=1), pivots=("b",), bare=("b",)),
+    Case("a-[b,c]-d", Budget(failure=2, timeout=1, cancel=1), pivots=("a",), bare=("a",)),
+    Case("a-[b,c]-d", Budget(failure=2, cancel=1, retry=1), pivots=("d",), bare=("d",)),
+    Case("a-[b,c-e]-d", Budget(failure=3, continues=1), pivots=("a",)),
+    Case("a-b-c", Budget(crash=1, failure=1, cancel=1), NO_INBOX, pivots=("b",)),
     Case("a-b-c", Budget(crash=1, failure=1, timeout=1), NO_INBOX),
     Case("a-b-c", Budget(crash=2, failure=1), NO_INBOX),
     Case("a-[b,c]-d", Budget(crash=1, failure=1), NO_INBOX),

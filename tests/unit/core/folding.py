@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from choreo.contract.graph import Graph
+from choreo.contract.policy import Retries
 from choreo.contract.saga import Saga, Step
 from choreo.core import Decision, Entry, Instance, SagaState, fold, record_of
 from choreo.core.survey import Survey
@@ -38,6 +40,7 @@ GRACE_MS = 5_000
 DUE_MS = NOW_MS + STEP_DEADLINE_MS
 UNDO_DUE_MS = NOW_MS + 900_000
 RETRY_LIMIT = 100
+FORWARD_RETRIES = Retries(limit=1)
 
 LINEAR = {"a": (), "b": ("a",), "c": ("b",)}
 PARALLEL = {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c")}
@@ -50,8 +53,11 @@ def contract_of(
     bare: Iterable[str] = (),
     policy: Any = "if_unknown",
     recover_from: Any = ("crashed", "timed_out"),
+    pivots: Iterable[str] = (),
 ) -> Saga:
     """A saga with these steps; those in ``bare`` have no compensation."""
+    ancestors = Graph(graph).ancestors
+    reach = {name: {name, *ancestors[name]} for name in graph}
     return Saga(
         "world",
         *(
@@ -62,6 +68,8 @@ def contract_of(
                 deadline=STEP_DEADLINE_MS / 1_000,
                 compensation_deadline="15m",
                 recover_from=None if name in bare or policy == "never" else recover_from,
+                pivot=name in pivots,
+                forward_retries=FORWARD_RETRIES if any(pivot in reach[name] for pivot in pivots) else None,
             )
             for name, needs in graph.items()
         ),
@@ -177,6 +185,7 @@ def wrongs(
     if before.outcome is not None and after.outcome != before.outcome:
         yield "H1 the outcome changed"
     yield from wrong_substitutes(contract, after)
+    yield from wrong_past_the_pivot(before, after, owed)
     if after.round > before.round and any(i.awaits_answer or i.stuck for i in after.instances.values()):
         yield "R1 a round starts before every compensation is answered"
     commanded = [(one.step, one.round) for one in owed if one.kind == "compensate"]
@@ -192,8 +201,22 @@ def wrongs(
 
 def wrong_substitutes(contract: Saga, state: SagaState) -> Iterable[str]:
     for (step, _), instance in state.instances.items():
-        if instance.offer and instance.failure and not contract[step].may_recover_from(instance.failure.kind):
+        failure = instance.failure if instance.offer and instance.substitute is not None else None
+        if failure is not None and not contract[step].may_recover_from(failure.kind):
             yield f"K1 a substitute for {step!r}, which failed in a way from which nobody wanted to recover"
+
+
+def wrong_past_the_pivot(before: SagaState, after: SagaState, owed: tuple[Decision, ...]) -> Iterable[str]:
+    if before.pivot != "passed":
+        return
+    for one in owed:
+        stood = one.kind == "compensate" and before.standing.get(one.step) == one.round
+        if stood and after.instances[one.step, one.round].offer != "taken":
+            yield f"P1 {one.step!r} is undone although the pivot stands"
+    if after.pivot != "passed" or after.cancelled:
+        yield "P2 there is a way back past the pivot"
+    if after.outcome is not None and after.outcome.kind == "compensated":
+        yield "P3 the saga ends undone past its pivot"
 
 
 def wrong_after_the_outcome(contract: Saga, state: SagaState, commanded: list[Key]) -> Iterable[str]:
@@ -247,7 +270,7 @@ def record_for(contract: Saga, state: SagaState, event: Event) -> tuple[AnyRecor
         case ("cancelled", request):
             return CancelRequested(**common, request=request), NOW_MS
         case ("round", saga_round):
-            return RoundStarted(**common, round=saga_round), NOW_MS
+            return RoundStarted(**common, round=saga_round), max(NOW_MS, state.retry_at_ms or 0)
     kind, step, fold_round = event[:3]
     common["start"], common["round"] = state.wire_round(fold_round)
     common["step"] = step

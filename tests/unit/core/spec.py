@@ -203,9 +203,15 @@ def of_step(kind: type[Any], name: str, saga_round: int, start: str, **fields: A
 
 
 def completed(
-    name: str, effect: bytes | None = None, *, saga_round: int = 1, run: str = "run-1", start: str = START
+    name: str,
+    effect: bytes | None = None,
+    *,
+    saga_round: int = 1,
+    run: str = "run-1",
+    start: str = START,
+    due_ms: int | None = None,
 ) -> Said:
-    def due_ms(state: SagaState) -> int:
+    def due_of(state: SagaState) -> int:
         return state.instance((name, state.fold_round(start, saga_round) or 0)).due_ms or 2**52
 
     return of_step(
@@ -214,7 +220,7 @@ def completed(
         saga_round,
         start,
         run=run,
-        due_ms=due_ms,
+        due_ms=due_of if due_ms is None else due_ms,
         saga_due_ms=lambda state: state.due_ms,
         input=msgspec.Raw(b"{}"),
         effects={},

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 from unittest import mock
 
+from choreo.contract.saga import StepSpec
 from choreo.core import decide, evolve
 from choreo.core.state import Decision, Note, SagaState
 from choreo.core.survey import Survey
@@ -137,6 +138,11 @@ def late_counts_for_nothing(contract: Any, state: SagaState, entry: Any, record:
     if record.is_late(entry.at_ms):
         return "late"
     return evolve.step_completed(contract, state, entry, record, key)
+
+
+def cancel_at_once(contract: Any, state: SagaState, entry: Any, record: Any) -> Note | None:
+    state.pivot = "" if state.pivot == "open" else state.pivot
+    return evolve.cancel_requested(contract, state, entry, record)
 
 
 def one_chain(state: SagaState, start: str, wire_round: int) -> int | None:
@@ -270,5 +276,26 @@ SWITCHES = (
         "a late completion counts for nothing",
         replaced_in(evolve.OF_STEP, StepCompleted, late_counts_for_nothing),
         Case("a-b-c", Budget(timeout=1)),
+    ),
+    Switch(
+        17,
+        "past the pivot there is a way back",
+        replaced(SagaState, "only_forward", False),
+        Case("a-b-c", Budget(failure=1), pivots=("b",)),
+        kind="P1",
+    ),
+    Switch(
+        17,
+        "a cancel does not wait for the pivot's outcome",
+        replaced_in(evolve.OF_SAGA, CancelRequested, cancel_at_once),
+        Case("a-b-c", Budget(cancel=1), pivots=("b",)),
+        kind="P",
+    ),
+    Switch(
+        17,
+        "an event alone triggers the pivot",
+        replaced(StepSpec, "is_commanded", False),
+        Case("a-b-c", Budget(cancel=1), pivots=("b",)),
+        kind="P",
     ),
 )

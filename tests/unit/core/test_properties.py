@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 import msgspec
 from hypothesis import HealthCheck, given, settings
 
+from choreo.contract.graph import Graph
 from choreo.contract.saga import Saga
 from choreo.core import Entry, Instance, SagaState, fold, next_due_ms, record_of, timers
 from choreo.core.survey import Survey
@@ -57,7 +58,10 @@ def contracts(draw: st.DrawFn) -> Saga:
     policy = draw(st.sampled_from(["if_unknown", "if_unknown", "always", "never"]))
     kinds = st.sets(st.sampled_from(["rejected", "crashed", "timed_out"]))
     recover_from = draw(st.none() | kinds.map(lambda named: tuple(sorted(named))))
-    return contract_of(graph, bare=bare, policy=policy, recover_from=recover_from)
+    order = Graph(graph)
+    ordered = [name for name in graph if len(order.ancestors[name]) + len(order.descendants[name]) + 1 == len(graph)]
+    pivots = draw(st.sets(st.sampled_from(ordered), max_size=2)) if ordered else set()
+    return contract_of(graph, bare=bare, policy=policy, recover_from=recover_from, pivots=pivots)
 
 
 @st.composite
@@ -194,7 +198,7 @@ def test_every_decision_can_be_said_and_its_message_pays_for_it(walk: Walk) -> N
 # ------------------------------------------------------------------------------------------------------- nonsense
 
 STEPS: Mapping[str, tuple[str, ...]] = {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c"), "e": ("d",)}
-CONTRACT = contract_of(STEPS, bare="c")
+CONTRACTS = (contract_of(STEPS, bare="c"), contract_of(STEPS, bare="ad", pivots="d"), contract_of(STEPS, pivots="a"))
 VALUES = st.sampled_from([b"1", b'{"x":[1]}', b"null"]).map(msgspec.Raw)
 RUNS = st.sampled_from(["run-1", "run-2", "run-3"])
 FAILURES = st.builds(Failure, kind=st.sampled_from(["rejected", "crashed", "timed_out", "cancelled"]))
@@ -284,9 +288,9 @@ ENTRIES = st.lists(st.tuples(RECORDS, TIMES, st.sampled_from([JSON, JSON, MSGPAC
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
-@given(ENTRIES, st.booleans())
+@given(st.sampled_from(CONTRACTS), ENTRIES, st.booleans())
 def test_the_fold_is_total_and_keeps_its_promises_whatever_is_in_the_log(
-    said: list[tuple[AnyRecord, int, str, bool]], begins_with_a_start: bool
+    contract: Saga, said: list[tuple[AnyRecord, int, str, bool]], begins_with_a_start: bool
 ) -> None:
     log = list(said)
     if begins_with_a_start:
@@ -303,33 +307,36 @@ def test_the_fold_is_total_and_keeps_its_promises_whatever_is_in_the_log(
         log.insert(0, (start, NOW_MS, JSON, False))
     state = SagaState(saga_id="s")
     for record, at_ms, content_type, sends in log:
-        state = _promising_fold(state, Entry(record, state.offset + 1, at_ms, content_type))
+        state = _promising_fold(contract, state, Entry(record, state.offset + 1, at_ms, content_type))
         for decision in state.owed if sends else ():
-            sent = record_of(CONTRACT, state, decision)
-            state = _promising_fold(state, Entry(sent, state.offset + 1, at_ms))
+            sent = record_of(contract, state, decision)
+            state = _promising_fold(contract, state, Entry(sent, state.offset + 1, at_ms))
             assert decision not in state.owed
 
 
-def _promising_fold(before: SagaState, entry: Entry) -> SagaState:
+def _promising_fold(contract: Saga, before: SagaState, entry: Entry) -> SagaState:
     frozen = msgspec.msgpack.encode(before)
-    after, owed, _ = fold(CONTRACT, before, entry)
+    after, owed, _ = fold(contract, before, entry)
     assert msgspec.msgpack.encode(before) == frozen, "the fold has changed the state it was given"
     assert set(owed) <= set(after.owed)
     if not after.started:
         assert after.owed == ()
     if before.outcome is not None:
         assert after.outcome == before.outcome
+    if before.pivot == "passed":
+        assert after.pivot == "passed"
+        assert before.standing.items() <= after.standing.items() or after.round > before.round
     for decision in owed:
         assert decision.step in {*STEPS, ""}
         if decision.kind == "compensate":
             instance = after.instance((decision.step, decision.round))
             assert instance.generation == decision.generation == before_generation(before, decision) + 1
-            assert CONTRACT[decision.step].compensation is not None
+            assert contract[decision.step].compensation is not None
     for key in after.standing.items():
         instance = after.instance(key)
         assert instance.completed or instance.offer == "taken"
-    found = timers(CONTRACT, after)
-    assert next_due_ms(CONTRACT, after) == (found[0].at_ms if found else None)
+    found = timers(contract, after)
+    assert next_due_ms(contract, after) == (found[0].at_ms if found else None)
     return after
 
 

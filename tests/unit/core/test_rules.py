@@ -7,7 +7,7 @@ from unittest.mock import ANY
 import msgspec
 import pytest
 
-from choreo.contract.policy import CompensateOnFailure, RecoverFrom
+from choreo.contract.policy import NO_DUE_MS, CompensateOnFailure, RecoverFrom, Retries
 from choreo.core import Entry, Phase, SagaState, fold, next_due_ms, timers
 from choreo.messages.headers import MSGPACK
 from choreo.messages.records import (
@@ -829,6 +829,11 @@ def test_rule_15_a_time_out_counts_only_past_due_and_grace_by_its_own_append_tim
     history.when(timed_out("a").at(timer.at_ms)).then(compensate("a"))
 
 
+def test_rule_15_a_time_out_before_the_execute_does_not_stand_in_for_it() -> None:
+    history = given(DIAMOND, completed("a"), completed("b"), completed("c")).then(execute("d"))
+    history.when(timed_out("d").at(START_MS + 2 * DIAMOND.deadline_ms)).then_nothing("early_timer")
+
+
 def test_rule_15_a_time_out_of_what_is_not_in_flight_is_stale() -> None:
     history = given(WITH_DEADLINES, completed("a"))
     history.when(timed_out("a").at(START_MS + HOUR_MS)).then_nothing("stale")
@@ -1001,6 +1006,189 @@ def test_rule_16_a_repair_can_be_stuck_and_the_outcome_stays() -> None:
     assert history.state.outcome is not None
     history = history.when(acted("b", "resolve")).then()
     assert history.state.phase == Phase.COMPENSATED
+
+
+# ------------------------------------------------------------------------------------------------- 17: the pivot
+
+ONCE = Retries(limit=1, backoff_ms_base=1_000, jitter=False)
+PIVOT = saga(step("a"), bare("p", pivot=True, forward_retries=ONCE), step("c", forward_retries=ONCE))
+"""``p`` is the pivot and cannot be undone."""
+FORKED = saga(step("p", pivot=True), step("b", "p"), step("c", "p"), step("d", "b", "c"))
+
+
+def pivot_open() -> History:
+    return given(PIVOT, completed("a")).then(execute("p")).when_sent()
+
+
+def pivot_passed() -> History:
+    return pivot_open().when(completed("p"))
+
+
+def stuck_at_c() -> History:
+    """``c`` has failed in both its rounds."""
+    history = pivot_passed().when(failed("c")).when(round_started().at(START_MS + MINUTE_MS)).when_sent()
+    return history.when(failed("c", saga_round=2)).then(stuck("c", saga_round=2))
+
+
+def test_rule_17_a_pivot_is_executed_because_an_event_alone_does_not_know_of_a_cancel() -> None:
+    assert not given(PIVOT).when(cancelled(), completed("a")).then(compensate("a")).instance("p").triggered
+    first = saga(step("p", pivot=True), step("b"))
+    given(first).then(execute("p")).when_sent().when(completed("p"), completed("b")).then(COMPLETE)
+
+
+def test_rule_17_a_cancel_waits_for_the_pivot_in_flight_and_is_refused_when_it_completes() -> None:
+    history = pivot_open().when(cancelled()).then(note="cancel_deferred")
+    assert not history.state.failing
+    history.when(cancelled()).then(note="duplicate")
+    history = history.when(cancelled("cancel-2"), completed("p")).then(refuse_cancel(), refuse_cancel("cancel-2"))
+    refusal = history.sends(refuse_cancel())
+    assert (refusal.request, refusal.reason) == ("cancel-1", "the saga is past its pivot")
+    history.when_sent().when(completed("c")).then(COMPLETE)
+
+
+def test_rule_17_a_cancel_that_waited_counts_when_the_pivot_certainly_has_not_happened() -> None:
+    history = pivot_open().when(cancelled(reason="changed my mind"), failed("p")).then(compensate("a")).when_sent()
+    assert history.state.cancelled
+    history = history.when(retry("a")).then(COMPENSATED, note="retry_refused")
+    outcome = history.sends(COMPENSATED)
+    assert (outcome.cause, outcome.step, outcome.reason) == ("failed", "p", "changed my mind")
+
+
+def test_rule_17_a_cancel_past_the_pivot_is_refused() -> None:
+    pivot_passed().when(cancelled()).then(refuse_cancel(), note="cancel_refused")
+
+
+def test_rule_17_a_pivot_that_certainly_has_not_happened_leaves_the_way_back_open() -> None:
+    pivot_open().when(failed("p")).then(compensate("a"))
+    pivot_open().when(failed("p", "unknown", kind="rejected")).then(compensate("a"))
+    retried = pivot_open().when(failed("p")).when_sent().when(retry("a")).when(round_started()).when_sent()
+    retried.when(completed("a", saga_round=2)).then(execute("p", 2))
+
+
+def test_rule_17_what_a_pivot_may_have_left_is_undone_where_it_can_be() -> None:
+    contract = saga(step("a"), step("p", pivot=True))
+    history = given(contract, completed("a")).when_sent().when(failed("p", "unknown")).then(compensate("p")).when_sent()
+    history.when(undone("p", nothing=True)).then(compensate("a"))
+
+
+def test_rule_17_a_pivot_that_may_have_happened_is_asked_again_under_the_same_key() -> None:
+    history = pivot_open().when(failed("p", "unknown")).then()
+    assert history.state.phase == Phase.FORWARD
+    history = history.when(cancelled()).then(note="cancel_deferred")
+    history = history.when(round_started().at(START_MS + MINUTE_MS)).then(execute("p", 2))
+    assert history.sends(execute("p", 2)).key_round == 1
+    history.when_sent().when(completed("p", saga_round=2)).then(refuse_cancel())
+    history.when_sent().when(failed("p", saga_round=2)).then(compensate("a"))
+
+
+def test_rule_17_deadlines_only_alert_from_the_pivot_on() -> None:
+    limits = {"deadline": "1m"}
+    contract = saga(step("a"), step("p", pivot=True, **limits), step("c", **limits), deadline="1h")
+    history = given(contract, completed("a")).when_sent()
+    assert [timer.at_ms for timer in timers(contract, history.state)] == [history.log[-1].at_ms + MINUTE_MS + 5_001]
+    late = START_MS + HOUR_MS + 1
+    history = history.when(timed_out("p").at(late)).then(note="overdue")
+    assert timers(contract, history.state) == []
+    assert next_due_ms(contract, history.state) is None
+    history = history.when(timed_out("p").at(late)).then(note="duplicate")
+    history = history.when(completed("p", due_ms=NO_DUE_MS).at(late + 1)).then()
+    history.when(failed("c"), round_started().at(late + HOUR_MS)).then(execute("c", 2))
+
+
+def test_rule_17_what_fails_past_the_pivot_is_retried_after_a_backoff_and_nothing_is_undone() -> None:
+    history = pivot_passed().when(failed("c")).then()
+    assert history.state.phase == Phase.FORWARD
+    due_ms = history.log[-1].at_ms + 1_000
+    assert next_due_ms(PIVOT, history.state) == due_ms
+    history.when(round_started().at(due_ms - 1)).then_nothing("early_timer")
+    history = history.when(round_started().at(due_ms)).then(execute("c", 2))
+    assert history.sends(execute("c", 2)).effects.keys() == {"a", "p"}
+    history.when_sent().when(completed("c", saga_round=2)).then(COMPLETE)
+
+
+def test_rule_17_a_run_that_failed_past_the_pivot_is_undone_itself_where_it_can_be() -> None:
+    history = pivot_passed().when(failed("c", "unknown")).then(compensate("c")).when_sent()
+    history = history.when(undone("c")).when(round_started().at(START_MS + MINUTE_MS)).then(execute("c", 2))
+    assert history.sends(execute("c", 2)).key_round == 0
+
+
+def test_rule_17_the_key_stays_only_as_long_as_an_effect_may_be_there() -> None:
+    contract = saga(step("p", pivot=True), bare("c", forward_retries=Retries(5, jitter=False)))
+    history = given(contract).when_sent().when(completed("p"), failed("c", "unknown"))
+    for saga_round, effect, key_round in ((2, "unknown", 1), (3, "none", 1), (4, "unknown", 0), (5, "none", 4)):
+        history = history.when(round_started(saga_round).at(START_MS + saga_round * MINUTE_MS))
+        assert history.sends(execute("c", saga_round)).key_round == key_round
+        history = history.when_sent().when(failed("c", effect, saga_round=saga_round))
+
+
+def test_rule_17_a_step_past_the_pivot_may_have_a_substitute_also_after_an_abort() -> None:
+    contract = saga(step("p", pivot=True), step("c", recover_from="rejected"), step("d"))
+    history = given(contract).when_sent().when(completed("p"), failed("c", abort=True)).then(compensate("c"))
+    history.when_sent().when(continues("c").at(START_MS + 2 * contract.deadline_ms)).then(execute("d"))
+
+
+def test_rule_17_parallel_steps_settle_and_only_those_that_failed_run_again() -> None:
+    history = given(FORKED).when_sent().when(completed("p"), failed("b")).then()
+    assert next_due_ms(FORKED, history.state) == history.instance("c").due_ms + FORKED.grace_ms + 1
+    history = history.when(completed("c")).then()
+    history = history.when(round_started().at(START_MS + MINUTE_MS)).then(execute("b", 2)).when_sent()
+    history.when(completed("b", saga_round=2)).then(execute("d", 2))
+
+
+def test_rule_17_the_jitter_of_a_backoff_is_drawn_alike_by_all_who_fold() -> None:
+    history = given(FORKED).when_sent().when(completed("p"), completed("b"), failed("c"))
+    wait_ms = (history.state.retry_at_ms or 0) - history.log[-1].at_ms
+    assert 0 < wait_ms <= 1_000
+    assert refold(FORKED, history.log) == history.state
+
+
+def test_rule_17_after_the_last_retry_the_saga_is_stuck() -> None:
+    history = stuck_at_c()
+    assert history.state.phase == Phase.STUCK
+    notice = history.sends(stuck("c", saga_round=2))
+    assert (notice.failure.code, notice.remaining) == ("c", ("c",))
+    assert next_due_ms(PIVOT, history.state) is None
+    history.when(cancelled()).then(refuse_cancel(), note="cancel_refused")
+    history.when(undone("c", saga_round=2)).then_nothing("duplicate")
+
+
+def test_rule_17_an_operator_retries_a_step_past_the_pivot() -> None:
+    history = stuck_at_c().when(acted("c", "retry", saga_round=2)).then()
+    history = history.when(round_started(3)).then(execute("c", 3)).when_sent()
+    history.when(completed("c", saga_round=3)).then(COMPLETE)
+    history.when(failed("c", saga_round=3)).then(stuck("c", saga_round=3))
+
+
+def test_rule_17_an_operator_takes_a_step_past_the_pivot_as_done_by_hand() -> None:
+    contract = saga(step("p", pivot=True), step("c", forward_retries=0), step("d"))
+    history = given(contract).when_sent().when(completed("p"), failed("c")).then(stuck("c")).when_sent()
+    skipped = history.when(acted("c", "skip")).then(execute("d"))
+    assert skipped.sends(execute("d")).effects.keys() == {"p"}
+    skipped.when_sent().when(completed("d")).then(COMPLETE)
+    history.when(acted("c", "resolve")).then(COMPLETE)
+
+
+def test_rule_17_an_operator_takes_a_pivot_as_done_by_hand() -> None:
+    contract = saga(step("a"), bare("p", pivot=True, forward_retries=0), step("c"))
+    history = given(contract, completed("a")).when_sent().when(failed("p", "unknown")).then(stuck("p", 2)).when_sent()
+    history = history.when(cancelled(), acted("p", "skip", 2)).then(refuse_cancel(), execute("c"))
+    assert history.state.pivot == "passed"
+
+
+def test_rule_17_one_of_two_stuck_steps_waits_for_the_other() -> None:
+    contract = saga(step("p", pivot=True), *(step(name, "p", forward_retries=0) for name in "bc"), step("d", "b", "c"))
+    history = given(contract).when_sent().when(completed("p"), failed("b"), failed("c")).then(stuck("b"), stuck("c"))
+    history = history.when_sent().when(acted("b", "retry")).then()
+    history.when(round_started()).then_nothing("stale")
+    both = history.when(acted("c", "retry"), round_started()).then(execute("b", 2), execute("c", 2))
+    assert both.state.phase == Phase.FORWARD
+    history.when(acted("c", "skip"), round_started()).then(execute("b", 2))
+
+
+def test_rule_17_a_refused_start_does_not_reach_the_pivot() -> None:
+    history = given(PIVOT, completed("a"), started(OTHER_START, "request-2")).when_sent()
+    history = history.when(completed("a", start=OTHER_START)).then(compensate("a", saga_round=0), note="unwanted")
+    assert not history.instance("p", 0).triggered
 
 
 # ---------------------------------------------------------------------------------- 21, and what is not understood

@@ -383,7 +383,8 @@ class World:
 
                 def time_out(draft: Draft, key: Key = key) -> None:
                     draft.pay(TIMEOUT)
-                    draft.cells[key] = draft.cell(key)._replace(overdue=True)
+                    if key[0] not in self.contract.forward_only:
+                        draft.cells[key] = draft.cell(key)._replace(overdue=True)
                     draft.append(("timed_out", *key))
 
                 yield ("saga-log gives up waiting for", key), time_out
@@ -618,7 +619,7 @@ class World:
         overdue = dict(now.cells).get(key, NO_CELL).overdue
         if not overdue:
             yield (step, "publishes", *result), ("completed", step, saga_round, False, run), _nothing
-        if overdue or now.budget.timeout:
+        if overdue or (now.budget.timeout and step not in self.contract.forward_only):
 
             def late(draft: Draft) -> None:
                 if not overdue:

@@ -21,6 +21,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--semantics-broker", default="memory") == "kafka":
+        # A part that is killed while it opens a connection leaves it to the garbage collector, as a dead process would.
+        config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
+        config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")
     config.addinivalue_line("markers", "only(mode): the row says something about one of the two worlds alone")
 
 

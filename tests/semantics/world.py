@@ -8,6 +8,7 @@ own, two replicas of each service and two saga-logs share the partitions.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -206,7 +207,7 @@ class BrokerWorld(Stage):
         self._client = await self._close.enter_async_context(
             Client(self._broker, content_type=MSGPACK, clock=self.clock)
         )
-        self._close.push_async_callback(self.kill)
+        self._close.push_async_callback(self._stop)
         await self.revive()
 
     async def run(self, saga: Saga, value: Any, **options: Any) -> SagaCompleted:
@@ -234,7 +235,7 @@ class BrokerWorld(Stage):
         return found
 
     async def kill(self, *parts: str) -> None:
-        for name in parts or tuple(self._tasks):
+        for name in map(self._key, parts) if parts else tuple(self._tasks):
             for task in self._tasks.pop(name):
                 task.cancel()
                 await asyncio.wait((task,))
@@ -242,7 +243,8 @@ class BrokerWorld(Stage):
                     raise error
 
     async def revive(self, *parts: str) -> None:
-        for name in parts or tuple(name for name in (SAGA_LOG, *self._services) if name not in self._tasks):
+        everything = (SAGA_LOG, *self._services)
+        for name in map(self._key, parts) if parts else tuple(name for name in everything if name not in self._tasks):
             self._tasks[name] = [
                 asyncio.create_task(self._run(name, replica), name=f"{name}/{replica}") for replica in range(REPLICAS)
             ]
@@ -250,6 +252,16 @@ class BrokerWorld(Stage):
 
     async def close(self) -> None:
         await self._close.aclose()
+
+    def _key(self, part: str) -> str:
+        return part if part == SAGA_LOG else self.named(part)
+
+    async def _stop(self) -> None:
+        """End everything: in order where that is quick, and as by death where a handler hangs."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await asyncio.gather(*(part.stop() for part in tuple(self._parts)))
+        await self.kill()
 
     def _is_ready(self) -> bool:
         for task in (task for tasks in self._tasks.values() for task in tasks):

@@ -28,6 +28,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ChoreoError(Exception):
     """Base of all errors of choreo."""
@@ -136,7 +138,7 @@ class SagaFailed(SagaError):
     """
 
     def __init__(
-        self, saga_id: str, message: str, *, outcome: object, step: str = "", kind: str = "", code: str = ""
+        self, saga_id: str, message: str, *, outcome: Any, step: str = "", kind: str = "", code: str = ""
     ) -> None:
         super().__init__(saga_id, message)
         self.outcome = outcome

@@ -8,6 +8,8 @@ from choreo.client.watch import Outcome
 from choreo.errors import SagaFailed, WaitTimeout
 from choreo.messages.records import SagaCompleted
 
+UNDONE = frozenset({"undone", "skipped", "resolved"})  # by the service, or by an operator's hand
+
 
 async def within(outcome: asyncio.Future[Outcome], saga_id: str, timeout_s: float | None) -> Outcome:
     """The outcome, waited for. Raises ``WaitTimeout``; ``None`` waits for ever."""
@@ -28,7 +30,8 @@ def completed_or_raise(outcome: Outcome) -> SagaCompleted:
     if failure is None:
         why = f"it was cancelled{': ' + outcome.reason if outcome.reason else ''}"
         raise SagaFailed(outcome.saga_id, f"saga {outcome.saga_id!r} was compensated: {why}", outcome=outcome)
-    undone = ", ".join(one.step for one in outcome.compensations) or "nothing"
+    # A step has an entry for each of its rounds; what had nothing to undo, or no compensation, was not undone.
+    undone = ", ".join(dict.fromkeys(one.step for one in outcome.compensations if one.how in UNDONE)) or "nothing"
     code = f" ({failure.code})" if failure.code else ""
     error = SagaFailed(
         outcome.saga_id,

@@ -40,6 +40,7 @@ from choreo.messages.headers import MSGPACK
 from choreo.saga_log import SagaLog
 from choreo.step import StepRuntime
 from choreo.store import open_store
+from choreo.testing import Runner
 
 TRIP = Saga(
     "trip",
@@ -125,6 +126,23 @@ async def test_run_raises_what_failed_and_what_was_undone(trip: Trip) -> None:
             await client.run(TRIP, {"to": "Atlantis"}, timeout_s=20)
     assert (failed.value.step, failed.value.kind, failed.value.code) == ("book_hotel", "rejected", "no_hotel")
     assert trip.cancelled_flights == [{"seat": "12A", "to": "Atlantis", "trace": ""}]
+
+
+async def test_the_error_claims_no_undoing_that_was_none() -> None:
+    errand = Saga("errand", Step("send_mail"), Step("sign"), deadline="1h")
+    service = Service("errands")
+
+    @service.step(errand, "send_mail")
+    async def send_mail() -> None:
+        """Cannot be unsent."""
+
+    @service.step(errand, "sign")
+    async def sign() -> None:
+        raise Reject("no pen")
+
+    async with Runner(service) as runner:
+        with pytest.raises(SagaFailed, match="undone: nothing"):
+            await runner.run(errand, {})
 
 
 async def test_the_same_id_and_input_again_is_the_same_saga(trip: Trip) -> None:
@@ -220,7 +238,7 @@ async def test_an_operator_frees_a_stuck_saga(act: Act, trip: Trip) -> None:
             await client.wait(TRIP, "t-1", timeout_s=20)
     assert len(trip.cancelled_flights) == (1 if act == "retry" else 0)
     how = {"retry": "undone", "skip": "skipped", "resolve": "resolved"}[act]
-    assert [one.how for one in failed.value.outcome.compensations] == [how]  # type: ignore[attr-defined]
+    assert [one.how for one in failed.value.outcome.compensations] == [how]
 
 
 async def test_an_operator_is_told_when_nothing_is_stuck(trip: Trip) -> None:

@@ -153,7 +153,7 @@ class Replay:
         self._records_total = sum(end - first for first, end in offsets.values())
         for tp in tps:
             part = _Part(self._saga, self._registry.get, wanted, with_history=self._saga_id is not None)
-            async for messages in self._read(tp, *offsets[tp]):
+            async for messages in records(self._broker, tp, *offsets[tp]):
                 part.take(messages)
                 self.records_read += len(messages)
                 if self._on_progress is not None:
@@ -166,23 +166,25 @@ class Replay:
             self.problems_total += len(part.problems)
             if part.revived:
                 again = _Part(self._saga, self._registry.get, part.revived, with_history=False)
-                async for messages in self._read(tp, *offsets[tp]):
+                async for messages in records(self._broker, tp, *offsets[tp]):
                     again.take(messages)
                 for replayed in again.rest():  # nothing is given out before the end, so there is no third pass
                     yield replayed
 
-    async def _read(self, tp: TopicPartition, first: int, end: int) -> AsyncIterator[list[Message]]:
-        if first >= end:
-            return
-        reader = await self._broker.reader()
-        try:
-            reader.seek(tp, first)
-            while reader.position(tp) < end:
-                messages = await reader.poll(timeout_s=0.5, records_max=_RECORDS_PER_POLL)
-                if messages:
-                    yield [message for message in messages if message.offset < end]
-        finally:
-            await reader.close()
+
+async def records(broker: Broker, tp: TopicPartition, first: int, end: int) -> AsyncIterator[list[Message]]:
+    """The messages of a partition from ``first`` to before ``end``, in batches."""
+    if first >= end:
+        return
+    reader = await broker.reader()
+    try:
+        reader.seek(tp, first)
+        while reader.position(tp) < end:
+            messages = await reader.poll(timeout_s=0.5, records_max=_RECORDS_PER_POLL)
+            if messages:
+                yield [message for message in messages if message.offset < end]
+    finally:
+        await reader.close()
 
 
 class _Part:

@@ -1,9 +1,8 @@
 """Where the saga-log keeps states between runs, by URL: ``sqlite:///file``, ``postgresql://host/db``, ``memory://``.
 
 ``port`` says what a store is; ``projection`` makes a row of a state; ``sqlite``, ``postgres`` and ``memory`` are the
-adapters. A
-store is a checkpoint of the log and a projection for queries, never the truth: it may lag, it never leads, and whoever
-doubts it wipes it and folds the log again.
+adapters; ``inspection`` looks into a store without touching it. A store is a checkpoint of the log and a projection for
+queries, never the truth: it may lag, it never leads, and whoever doubts it wipes it and folds the log again.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ async def open_store(url: str) -> Store:
     """
     parts = urlsplit(url)
     if parts.scheme == "postgresql":
-        _need_driver()
+        need_driver()
         from choreo.store.postgres import PostgresStore
 
         return await PostgresStore.open(url)
     if parts.query or parts.fragment:
-        raise ConfigurationError(f"store URL {_shown(parts)!r}: it takes no options")
+        raise ConfigurationError(f"store URL {without_password(parts)!r}: it takes no options")
     if parts.scheme == "memory":
         from choreo.store.memory import MemoryStore
 
@@ -50,12 +49,13 @@ async def open_store(url: str) -> Store:
 
         return await SqliteStore.open(path)
     raise ConfigurationError(
-        f"store URL {_shown(parts)!r} has no known scheme; use sqlite:///path/to/file.db, "
+        f"store URL {without_password(parts)!r} has no known scheme; use sqlite:///path/to/file.db, "
         "postgresql://user@host:5432/database or memory://"
     )
 
 
-def _need_driver() -> None:
+def need_driver() -> None:
+    """Raise ``ConfigurationError`` if the driver of PostgreSQL is not installed."""
     try:
         import asyncpg  # noqa: F401 -- whether it is there
     except ImportError as error:
@@ -64,7 +64,7 @@ def _need_driver() -> None:
         ) from error
 
 
-def _shown(parts: SplitResult) -> str:
-    """The URL without a password, and without options that may hold one."""
+def without_password(parts: SplitResult) -> str:
+    """The URL as it may be shown: without a password, and without options that may hold one."""
     user, _, host = parts.netloc.rpartition("@")
     return parts._replace(netloc=f"{user.partition(':')[0]}@{host}" if user else host, query="", fragment="").geturl()

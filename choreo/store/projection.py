@@ -44,8 +44,13 @@ def row_of(contract: Saga, state: SagaState, tp: TopicPartition) -> Row:
         code=failed[1].code or failed[1].kind if failed else "",
         due_ms=state.due_ms,
         timer_ms=next_due_ms(contract, state),
-        blob=_encoder.encode(state),
+        blob=encoded(state),
     )
+
+
+def encoded(state: SagaState) -> bytes:
+    """The state as it stands in a row."""
+    return _encoder.encode(state)
 
 
 def state_of(blob: bytes) -> SagaState:

@@ -7,6 +7,7 @@ import random
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -14,13 +15,19 @@ import pytest
 from choreo.broker.memory import MemoryBroker
 from choreo.broker.port import TopicPartition
 from choreo.broker.registry import Registry
+from choreo.cli.app import run_command
+from choreo.cli.exits import Exit
 from choreo.core import SagaState
+from choreo.errors import ConfigurationError, StoreError
 from choreo.messages.records import Compensate, SagaCompensated, SagaCompleted
 from choreo.observe.metrics import Metrics
+from choreo.saga_log.check import Checked, check
 from choreo.saga_log.replay import replay
 from choreo.store import Query, Store, open_store
+from choreo.store.inspection import open_inspection
 from tests.local_postgres import LocalPostgres
 from tests.unit.by_hand import LINE, Pen, a_broker, a_pen
+from tests.unit.test_check_store import fill
 from tests.unit.test_saga_log import answer_all, folded_to_the_end, has, quiet, running, serve, until, value
 
 pytestmark = pytest.mark.postgres
@@ -233,3 +240,68 @@ async def test_another_instance_starts_from_the_newest_checkpoint(url: str, rng:
         await serve_all(pen, log, broker)
     assert (await as_the_store_has_it(second))["s"].phase.value == "compensated"
     await second.close()
+
+
+# The check.
+
+
+async def checked(broker: MemoryBroker, url: str) -> Checked:
+    inspection = await open_inspection(url)
+    try:
+        return await check(broker, inspection, "order", registry=Registry(broker), dropped_before_ms=0)
+    finally:
+        await inspection.close()
+
+
+async def test_the_check_agrees_with_an_honest_store_and_finds_a_tampered_row(url: str, rng: random.Random) -> None:
+    broker = await a_broker(LINE, partitions=2)
+    pen = await a_pen(broker, LINE)
+    schema = url.partition("schema=")[2]
+    store = await open_store(url)
+    async with running(broker, LINE, store=store) as log:
+        working = asyncio.create_task(some_of_everything(pen, 40, rng))
+        while not working.done():
+            assert (await checked(broker, url)).differences == [], "also beside a saga-log at work"
+        await working
+        await serve(pen, log)
+    await store.close()
+    whole = await checked(broker, url)
+    assert whole.agrees
+    assert sum(each.sagas for each in whole.partitions) == 40
+    await administer(url, f"UPDATE {schema}.sagas SET phase = 'stuck', due_ms = 7 WHERE saga_id = 's3'")
+    await administer(url, f"UPDATE {schema}.sagas SET blob = '\\xc1' WHERE saga_id = 's4'")
+    await administer(url, f"DELETE FROM {schema}.sagas WHERE saga_id = 's5'")
+    differences = {(each.saga_id, each.field) for each in (await checked(broker, url)).differences}
+    assert differences == {("s3", "phase"), ("s3", "due_ms"), ("s4", "blob"), ("s5", "saga")}
+
+
+async def test_looking_makes_no_schema_and_changes_none(url: str, postgres_url: str) -> None:
+    with pytest.raises(ConfigurationError, match="no store of this release"):
+        await open_inspection(url)
+    schema = url.partition("schema=")[2]
+    connection = await asyncpg.connect(postgres_url)
+    assert await connection.fetchval("SELECT to_regnamespace($1)::text", schema) is None
+    await connection.close()
+    await (await open_store(url)).close()
+    inspection = await open_inspection(url)
+    await administer(url, f"DROP SCHEMA {schema} CASCADE")
+    with pytest.raises(StoreError, match="lost its tables"):
+        await inspection.contents(TopicPartition("choreo.order", 0))
+    await inspection.close()
+
+
+def test_the_command_checks_a_store_in_postgresql(
+    postgres_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema = f"t_{uuid.uuid4().hex[:12]}"
+    log_url, url = f"sqlite:///{tmp_path}/log.db", f"{postgres_url}?schema={schema}"
+    fill(log_url, url)
+    command = ["check-store", "tests.unit.by_hand:LINE", "--broker", log_url, "--store", url]
+    assert run_command(command) == Exit.DONE
+    asyncio.run(administer(postgres_url, f"UPDATE {schema}.sagas SET round = 2"))
+    assert run_command(command) == Exit.NO
+    assert "s  round: the store has 2, the log says 1" in capsys.readouterr().out
+    asyncio.run(administer(postgres_url, f"DROP SCHEMA {schema} CASCADE"))
+    assert run_command(command) == Exit.CONFIGURATION
+    said = capsys.readouterr()
+    assert postgres_url.split(":")[2].split("@", maxsplit=1)[0] not in said.out + said.err

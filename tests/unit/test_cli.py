@@ -104,6 +104,7 @@ def test_a_wrong_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) ->
         "retry",
         "skip",
         "resolve",
+        "check-store",
     ],
 )
 def test_help_of_every_verb_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:

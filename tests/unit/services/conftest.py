@@ -41,7 +41,8 @@ class Delivery:
         self, order: OrderInput | None = None, *, effect: Any = msgspec.UNSET, **effects: Any
     ) -> CompensationContext:
         raw = effect if effect is msgspec.UNSET else msgspec.Raw(encode_user_value(effect))
-        job = self._job(CompensationJob, order, effects, generation=1, effect=raw, failure=None, own=False)
+        undoing = {"generation": 1, "effect": raw, "failure": None, "own": False, "remaining": ()}
+        job = self._job(CompensationJob, order, effects, **undoing)
         return CompensationContext(job, 1, 2**40, SystemClock())
 
     def _job(self, kind: Callable[..., C], order: OrderInput | None, effects: dict[str, Any], **fields: Any) -> C:

@@ -17,7 +17,8 @@ def saga_log(
         str,
         Parameter(
             env_var="CHOREO_STORE",
-            help="Where states are kept between runs: sqlite:///file, or memory:// to rebuild from the log each time.",
+            help="Where states are kept between runs: sqlite:///file, postgresql://user@host:5432/database for several "
+            "instances, or memory:// to rebuild from the log each time.",
         ),
     ] = "memory://",
     http_host: HttpHost = "127.0.0.1",

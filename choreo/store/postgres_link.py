@@ -147,7 +147,7 @@ class Link:
             except _GONE as error:
                 self._drop()
                 raise await self._begun_anew(error) from error
-            except (asyncpg.DataError, asyncpg.exceptions.DataError) as error:
+            except asyncpg.DataError as error:
                 raise StoreError(f"the store {self.address.shown} cannot take a value: {_said(error)}") from error
             except _AWAY as error:
                 self._drop()

@@ -12,10 +12,11 @@ COMPILE := $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no
 	--custom-compile-command "make lock"
 
 BROKER ?=
+SEEDS ?= 10000
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo check lint test bench kafka schemas lock clean
+.PHONY: help setup setup-dev demo check lint test simulate semantics bench kafka schemas lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -38,6 +39,12 @@ lint: setup-dev
 
 test: setup-dev lint  ## linters and all tests; those that need a Kafka get one if it can be had
 	$(RUN) -m pytest $(PYTEST_ARGS)
+
+simulate: setup-dev  ## many seeds of the simulation: everything goes wrong, in virtual time (SEEDS=10000)
+	$(RUN) -m tests.simulation --seeds $(SEEDS)
+
+semantics: setup-dev  ## the table of what choreo means, run
+	$(RUN) -m tests.semantics
 
 bench: setup-dev  ## measure choreo beside the limits of its wire, over a local Kafka
 	$(RUN) -m benchmarks $(if $(BROKER),--broker $(BROKER))

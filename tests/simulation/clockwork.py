@@ -1,0 +1,85 @@
+"""An event loop on which the same program takes the same course: no sockets, no threads, no real time, no addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import math
+import selectors
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from choreo.testing import VirtualClock, virtual_time
+
+T = TypeVar("T")
+
+BEGAN_S = 1_000.0  # what the loop's time is at first, so that sums of times are rounded alike in every run
+TICKS_PER_S = 2.0**20
+
+
+class _Task(asyncio.Task[Any]):
+    """A task whose place in a set does not depend on its address: a group cancels its tasks in the order of a set."""
+
+    def __init__(self, number: int, coroutine: Coroutine[Any, Any, Any], **options: Any) -> None:
+        self._number = number
+        super().__init__(coroutine, **options)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class _Deaf(selectors.BaseSelector):
+    """Nothing outside of the loop has anything to say."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            raise RuntimeError("everybody waits, and nothing will ever happen")
+        return []
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        return selectors.SelectorKey(fileobj, 0, events, data)
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        return selectors.SelectorKey(fileobj, 0, 0, None)
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        return {}
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        super().__init__(_Deaf())
+        numbers = itertools.count()
+
+        def make(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+            return _Task(next(numbers), coroutine, loop=loop, **options)
+
+        self.set_task_factory(make)
+
+    def time(self) -> float:
+        return BEGAN_S
+
+    def call_at(
+        self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        # A loop fires its timers up to a nanosecond early. Two waits that are both a little too short would then wake
+        # each other for ever while time stands still, so no two moments are that close together.
+        return super().call_at(math.ceil(when * TICKS_PER_S) / TICKS_PER_S, callback, *args, context=context)
+
+
+def run(program: Callable[[VirtualClock], Coroutine[Any, Any, T]]) -> T:
+    """Run a program on such a loop, in virtual time, and end whatever it leaves behind."""
+
+    async def in_virtual_time() -> T:
+        with virtual_time() as clock:
+            return await program(clock)
+
+    collects = gc.isenabled()
+    gc.disable()  # the end of a forgotten generator is an event of the loop: not to depend on what else is in memory
+    try:
+        with asyncio.Runner(loop_factory=_Loop) as runner:
+            return runner.run(in_virtual_time())
+    finally:
+        if collects:
+            gc.enable()

@@ -1,0 +1,421 @@
+"""Sees everything that happens and holds it against what choreo promises; it trusts nobody but the log and the effects.
+
+The names are those of the invariants: S1 one outcome that never changes; S2, S3 after *completed* each step's effect
+stands once, after *compensated* none does, and neither did at the moment of the outcome; S4 a compensation has an
+effect once; S5 nothing is undone under what builds on it; S7 what is answered is not run again; S8 an answer tells of
+a run that took place, a decision of what the log implies; S9 equal ids have equal content; S12 the fold of the log,
+the saga-log's state and the store's are the same; S13 nothing unfinished is committed, and no commit goes back; S14
+what nobody can read is in the dead letters; R3 the records of one saga and step are worked on one at a time; L1 every
+saga ends or is stuck; L2 nothing is left to read.
+
+Weaker without an inbox, where two replicas have worked on one trigger (``docs/guarantees.md``): a saga is *contended*
+once a process that does not own its partition (any more) has made or undone an effect, or appended an answer. There
+the net effect is promised and the order is not, so S5, S7 and the part of S2 and S3 about the moment of the outcome
+are counted and not held against anybody. S7 is counted only, too, where the trigger itself is in the log more than
+once: what a worker remembers of its answers ends with its committed offset.
+
+Weaker also where the saga-log has *given up* early: a step that completes before its own due, but after the settle
+limit of a saga that is failing (rule 15), is in time for its successors, and late for the compensation that has been
+decided in the meantime. They may be undone after it then. Where an operator has undone something by hand, the order
+is the operator's, and S5 has nothing to say.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping
+from hashlib import sha256
+from typing import NamedTuple
+
+import msgspec
+
+from choreo import ids
+from choreo.broker.offsets import OffsetTracker
+from choreo.broker.port import Committed, Message, TopicPartition
+from choreo.broker.topics import dead_letter_topic, saga_topic
+from choreo.core import Entry, Phase, SagaState, fold
+from choreo.core.state import Note, Outcome
+from choreo.core.survey import Survey
+from choreo.messages.records import (
+    Compensate,
+    CompensationFailed,
+    Execute,
+    OperatorActed,
+    RoundStarted,
+    SagaCompensated,
+    SagaCompleted,
+    SagaStarted,
+    SagaStuck,
+    StepCompensated,
+    StepCompleted,
+    StepFailed,
+)
+from choreo.saga_log.intake import Refused, read_entry
+from choreo.saga_log.outbound import SOURCE
+from choreo.step import CompensationContext, Context
+from tests.simulation.effects import Effects, Row, row_of
+from tests.simulation.faults import Faults
+from tests.simulation.process import Process
+from tests.simulation.shapes import Shape
+
+COMMANDS = (Execute, Compensate, SagaStuck, RoundStarted)
+OUTCOMES = (SagaCompleted, SagaCompensated)
+ANSWERS = (StepCompleted, StepFailed, StepCompensated, CompensationFailed)
+WITH_CONTENT = (Execute, Compensate, *OUTCOMES)
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Work(NamedTuple):
+    """What a record asks of a service: to run a step, or (``generation`` above 0) to undo one."""
+
+    saga_id: str
+    start: str
+    step: str
+    round: int
+    generation: int = 0
+
+    @property
+    def key(self) -> str:
+        return ids.idempotency_key(*self[:4])
+
+
+class Judge:
+    """The judge of one run.
+
+    Attributes:
+        violations: what must never be, in words.
+        states: every saga as the log has it now.
+        contended: sagas for which the weaker promise holds.
+        given_up: likewise, because a step completed before its due and after the settle limit.
+        weaker: what was found there and would be a violation elsewhere.
+        stuck: the sagas that wait for an operator.
+        digest: of all that was appended and done, in order.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        place_of: Callable[[str], TopicPartition],
+        now_ms: Callable[[], int],
+        say: Callable[[str], None],
+    ) -> None:
+        self.shape = shape
+        self.place_of = place_of
+        self.topic = saga_topic(shape.contract.name)
+        self.effects = Effects()
+        self.violations: list[str] = []
+        self.states: dict[str, SagaState] = {}
+        self.contended: set[str] = set()
+        self.given_up: set[str] = set()
+        self.weaker: Counter[str] = Counter()
+        self.stuck: dict[str, None] = {}
+        self.digest = sha256()
+        self.records = 0
+        self._now_ms = now_ms
+        self._say = say
+        self._by_hand: set[str] = set()
+        self._doomed: dict[str, bool] = {}
+        self._content: dict[bytes, bytes] = {}
+        self._work: dict[TopicPartition, list[tuple[Work, ...]]] = defaultdict(list)
+        self._triggers: Counter[Work] = Counter()
+        self._answered: set[Work] = set()
+        self._runs: dict[Work, set[str]] = defaultdict(set)
+        self._active: Counter[tuple[str, str, str]] = Counter()
+        self._committed: dict[tuple[str, TopicPartition], int] = {}
+        self._unreadable: set[tuple[int, int]] = set()
+        self._buried: set[tuple[int, int]] = set()
+
+    # What happens
+
+    def appended(self, message: Message, sender: Process | None) -> None:
+        """A record is in the log. ``sender`` is none where somebody else than a service or a saga-log has sent it."""
+        self.records += 1
+        self._note(repr(message).encode())
+        if message.topic == dead_letter_topic(self.shape.contract.name):
+            if message.header("choreo_error_source") == SOURCE.encode():
+                at = [int(message.header(f"choreo_original_{what}") or b"-1") for what in ("partition", "offset")]
+                self._buried.add((at[0], at[1]))
+            return
+        if message.topic != self.topic:
+            return
+        entry = read_entry(message, self.shape.contract.name)
+        if isinstance(entry, Refused):
+            self._say(f"{message.tp}@{message.offset} unreadable: {entry.message}")
+            self._work[message.tp].append(())
+            self._unreadable.add((message.partition, message.offset))
+            return
+        self._record(message, entry, sender)
+
+    def started(self, process: Process, context: Context | CompensationContext) -> Work:
+        """A handler begins."""
+        work = _work_of(context)
+        lane = (process.name, work.saga_id, work.step)
+        self._active[lane] += 1
+        self._say(f"{process.name} begins {'/'.join(map(str, work[2:]))} of {work.saga_id}")
+        if self._active[lane] > 1:
+            self._violated("R3", work.saga_id, f"{process.name} works on two records of step {work.step} at once")
+        self._runs[work].add(context.run)
+        self._look_at_owner(process, work.saga_id)
+        if work in self._answered:
+            if self._triggers[work] > 1:
+                self.weaker["S7"] += 1
+            else:
+                self._weaker_if_contended("S7", work.saga_id, f"{work} is run again though it is answered")
+        return work
+
+    def fails_for_good(self, key: str, faults: Faults) -> bool:
+        """Whether the compensation of that key is bound to fail, each time it is tried."""
+        if key not in self._doomed:
+            self._doomed[key] = faults.happens("undo_fails_for_good")
+        return self._doomed[key]
+
+    def ended(self, process: Process, work: Work) -> None:
+        """A handler has ended, in whatever way."""
+        self._active[process.name, work.saga_id, work.step] -= 1
+
+    def make(self, process: Process, key: str, builds_on: frozenset[str]) -> None:
+        """A handler makes its effect. Raises ``effects.Refused``."""
+        self._look_at_owner(process, row_of(key, "standing").saga_id)
+        if self.effects.make(key, builds_on):
+            self._say(f"{process.name} makes {key}")
+            self._note(f"made {key}".encode())
+
+    def undo(self, process: Process, key: str) -> bool:
+        """A handler undoes an effect. Returns whether there was one."""
+        saga_id = row_of(key, "undone").saga_id
+        self._look_at_owner(process, saga_id)
+        stood = self._stands(key)
+        undone, above = self.effects.undo(key)
+        above = [other for other in above if self._can_be_undone(other)]
+        if stood:
+            self._say(f"{process.name} undoes {key}")
+            self._note(f"undone {key}".encode())
+        if above and saga_id not in self._by_hand:
+            self._weaker_if_contended("S5", saga_id, f"{key} is undone under {', '.join(above)}")
+        return undone
+
+    def committed(self, process: Process, group: str, tp: TopicPartition, place: Committed) -> None:
+        """A group's place has been stored."""
+        before = self._committed.get((group, tp), 0)
+        if place.offset < before:
+            self._violated("S13", str(tp), f"{process.name} commits {place.offset} behind {before} in {group}")
+            return
+        self._committed[group, tp] = place.offset
+        if group not in self._groups():
+            return
+        service = group.removeprefix("choreo.")
+        records = self._work[tp]
+        finished = OffsetTracker(place.offset, place.metadata)
+        for offset in range(before, len(records) if place.metadata else place.offset):
+            if offset < place.offset or finished.is_finished(offset):
+                for work in records[offset]:
+                    if self.shape.service_of(work.step) == service and work not in self._answered:
+                        self._violated("S13", work.saga_id, f"{group} commits {tp}@{offset} before {work} is answered")
+
+    # What must be true when nothing happens any more
+
+    def is_quiet(self, ends: Mapping[TopicPartition, int]) -> str | None:
+        """What is still under way; ``None`` if nothing is."""
+        for saga_id, state in self.states.items():
+            if state.started and not state.is_settled and state.phase is not Phase.STUCK:
+                return f"L1 saga {saga_id} is {state.phase.value}; owed {state.owed}"
+        for group in (*self._groups(), "choreo.saga-log"):
+            for tp, end in ends.items():
+                if end > self._committed.get((group, tp), 0):
+                    return f"L2 {group} has committed {self._committed.get((group, tp), 0)} of {end} in {tp}"
+        return None
+
+    def judge_at_the_end(self) -> None:
+        """Hold the effects against the sagas."""
+        for saga_id, state in self.states.items():
+            if not state.started or not state.is_settled:
+                continue
+            self._judge_effects(saga_id, state, at_outcome=False)
+        for key, row in self.effects.rows.items():
+            if row.state == "standing" and row.saga_id not in self.states:
+                self._violated("S3", row.saga_id, f"{key} stands and has no saga")
+        for at in sorted(self._unreadable - self._buried):
+            self._violated("S14", f"{at[0]}@{at[1]}", "is unreadable and not in the dead letters")
+
+    def compare(self, whose: str, found: Mapping[str, SagaState], *, whole: Collection[str] = ()) -> None:
+        """S12: states that somebody has, against the fold of the log. None of ``whole`` may be missing."""
+        for saga_id, state in found.items():
+            if saga_id not in self.states or _encode(state) != _encode(self.states[saga_id]):
+                self._violated("S12", saga_id, f"{whose} has {state}, the log says {self.states.get(saga_id)}")
+        for saga_id in sorted(set(whole) - found.keys()):
+            self._violated("S12", saga_id, f"{whose} has nothing of it")
+
+    def stuck_steps(self) -> list[tuple[str, str]]:
+        """Saga and step of each compensation that waits for an operator."""
+        return [
+            (saga_id, step)
+            for saga_id in self.stuck
+            for (step, _), instance in self.states[saga_id].instances.items()
+            if instance.stuck
+        ]
+
+    def told(self, saga_id: str, start: str, kind: str) -> None:
+        """A client was told an outcome."""
+        state = self.states.get(saga_id)
+        if state is None or state.outcome is None:
+            self._violated("S1", saga_id, f"a client was told {kind} before the log says so")
+        elif state.start == start and state.outcome.kind != kind:
+            self._violated("S1", saga_id, f"a client was told {kind}, the log says {state.outcome.kind}")
+
+    def violated(self, what: str, about: str, how: str) -> None:
+        self._violated(what, about, how)
+
+    # Inside
+
+    def _record(self, message: Message, entry: Entry, sender: Process | None) -> None:
+        record, saga_id = entry.record, entry.record.saga_id
+        state = self.states.get(saga_id) or SagaState(saga_id)
+        works = self._asked(entry)
+        self._work[message.tp].append(works)
+        self._triggers.update(works)
+        folded = fold(self.shape.contract, state, entry)
+        self.states[saga_id] = folded.state
+        self._say(f"{message.tp}@{message.offset} {_short(entry)}{f' ({folded.note})' if folded.note else ''}")
+        if isinstance(record, ANSWERS) and record.run:
+            self._answer(message, record, sender)
+        if isinstance(record, StepCompleted) and not record.is_late(entry.at_ms):
+            place = (record.step, state.fold_round(record.start, record.round) or 0)
+            if state.instance(place).first == "timed_out":
+                self.given_up.add(saga_id)
+        if isinstance(record, OperatorActed) and folded.note is None:
+            self._undo_by_hand(record, state)
+        self._judge_record(message, entry, folded.note)
+        self._judge_outcome(saga_id, state.outcome, folded.state)
+        if folded.state.phase is Phase.STUCK:
+            self.stuck[saga_id] = None
+        else:
+            self.stuck.pop(saga_id, None)
+
+    def _judge_record(self, message: Message, entry: Entry, note: Note | None) -> None:
+        record, saga_id = entry.record, entry.record.saga_id
+        if isinstance(record, COMMANDS) and note in ("not_decided", "unknown_step", "unknown_start"):
+            self._violated("S8", saga_id, f"{type(record).__name__} at {message.offset} is implied by nothing")
+        if isinstance(record, OUTCOMES) and note not in (None, "duplicate"):
+            self._violated("S1", saga_id, f"{type(record).__name__} at {message.offset} is {note}")
+        if isinstance(record, WITH_CONTENT) or (isinstance(record, ANSWERS) and record.run):
+            record_id = message.header("ce_id") or b""
+            if self._content.setdefault(record_id, message.value) != message.value:
+                before = self._content[record_id]
+                self._violated("S9", saga_id, f"{record_id.decode()} says {message.value!r}, before {before!r}")
+
+    def _judge_outcome(self, saga_id: str, before: Outcome | None, state: SagaState) -> None:
+        if before is None and state.outcome is not None:
+            self._judge_effects(saga_id, state, at_outcome=True)
+        elif before != state.outcome:
+            self._violated("S1", saga_id, f"the outcome {before} became {state.outcome}")
+
+    def _answer(
+        self,
+        message: Message,
+        record: StepCompleted | StepFailed | StepCompensated | CompensationFailed,
+        sender: Process | None,
+    ) -> None:
+        work = Work(record.saga_id, record.start, record.step, record.round, getattr(record, "generation", 0))
+        if sender is not None and not sender.owns(message.tp):
+            self.contended.add(record.saga_id)
+        self._answered.add(work)
+        says_effect = isinstance(record, StepCompleted) or (isinstance(record, StepCompensated) and record.undone)
+        if says_effect and record.run not in self._runs[work]:
+            self._violated(
+                "S8", record.saga_id, f"{type(record).__name__} of {work} tells of run {record.run}: no such run"
+            )
+
+    def _asked(self, entry: Entry) -> tuple[Work, ...]:
+        record, contract = entry.record, self.shape.contract
+        match record:
+            case SagaStarted():
+                return tuple(Work(record.saga_id, record.start, step, 1) for step in contract.graph.roots)
+            case StepCompleted() if not record.is_late(entry.at_ms):
+                next_steps = contract.graph.chained.get(record.step, ())
+                return tuple(Work(record.saga_id, record.start, step, record.round) for step in next_steps)
+            case Execute():
+                return (Work(record.saga_id, record.start, record.step, record.round),)
+            case Compensate():
+                return (Work(record.saga_id, record.start, record.step, record.round, record.generation),)
+        return ()
+
+    def _judge_effects(self, saga_id: str, state: SagaState, *, at_outcome: bool) -> None:
+        assert state.outcome is not None, "only what has ended is judged"
+        wanted: dict[str, str] = {}
+        if state.outcome.kind == "completed":
+            for step, saga_round in state.standing.items():
+                if state.instances[step, saga_round].offer != "taken":
+                    wanted[ids.idempotency_key(saga_id, state.start, step, saga_round)] = step
+        name = "S2" if state.outcome.kind == "completed" else "S3"
+        blame = self._weaker_if_contended if at_outcome else self._violated
+        when = "at the outcome" if at_outcome else "at the end"
+        for key in wanted:
+            if not self._stands(key) and saga_id not in self._by_hand:
+                blame(name, saga_id, f"{state.outcome.kind}, but {key} is {self.effects.rows.get(key)} {when}")
+        for key in self.effects.standing(saga_id):
+            row = self.effects.rows[key]
+            if key in wanted or not self._can_be_undone(key):
+                continue
+            if at_outcome and row.start != state.start:
+                continue  # a refused start's chain is undone beside the saga
+            blame(name, saga_id, f"{state.outcome.kind}, but {key} stands {when}")
+
+    def _undo_by_hand(self, record: OperatorActed, before: SagaState) -> None:
+        """What an operator says to have undone is undone."""
+        if record.act == "skip":
+            keys = [Work(record.saga_id, record.start, record.step, record.round).key]
+        elif record.act == "resolve":
+            places = [(step, *before.wire_round(saga_round)) for step, saga_round in Survey(before).uncompensated]
+            keys = [Work(record.saga_id, start, step, saga_round).key for step, start, saga_round in places]
+        else:
+            return
+        self._by_hand.add(record.saga_id)
+        for key in keys:
+            self._note(f"by hand {key}".encode())
+            self.effects.undo(key)
+
+    def _can_be_undone(self, key: str) -> bool:
+        return self.shape.contract[row_of(key, "standing").step].compensation is not None
+
+    def _stands(self, key: str) -> bool:
+        row: Row | None = self.effects.rows.get(key)
+        return row is not None and row.state == "standing"
+
+    def _look_at_owner(self, process: Process, saga_id: str) -> None:
+        if not process.owns(self.place_of(saga_id)):
+            self.contended.add(saga_id)
+
+    def _groups(self) -> tuple[str, ...]:
+        return tuple(f"choreo.{service}" for service in self.shape.services)
+
+    def _note(self, what: bytes) -> None:
+        self.digest.update(b"%d " % self._now_ms())
+        self.digest.update(what)
+
+    def _weaker_if_contended(self, what: str, saga_id: str, how: str) -> None:
+        if saga_id in self.contended or (what != "S7" and saga_id in self.given_up):
+            self.weaker[what] += 1
+        else:
+            self._violated(what, saga_id, how)
+
+    def _violated(self, what: str, about: str, how: str) -> None:
+        self._say(f"VIOLATION {what} {about}: {how}")
+        self.violations.append(f"{what} {about}: {how}")
+
+
+def _work_of(context: Context | CompensationContext) -> Work:
+    key, generation = (
+        (context.idempotency_key, 0) if isinstance(context, Context) else (context.step_key, context.generation)
+    )
+    return Work(*row_of(key, "standing")[:4], generation)
+
+
+def _short(entry: Entry) -> str:
+    record = entry.record
+    words = [type(record).__name__, record.saga_id]
+    for name in ("step", "round", "generation", "effect", "verdict", "undone", "act", "run"):
+        value = getattr(record, name, None)
+        if value is not None and value is not msgspec.UNSET and not isinstance(value, msgspec.Raw):
+            words.append(f"{name}={value}")
+    return " ".join(words)

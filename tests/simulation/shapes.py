@@ -1,0 +1,75 @@
+"""The contracts that are simulated, and who runs their steps. Their deadlines are short, so that many pass in a run."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from choreo.contract import Saga, Step
+from choreo.contract.policy import Retries
+
+QUICK = Retries(limit=2, backoff_ms_base=50, backoff_ms_max=1_000)
+TIMES: dict[str, Any] = {"deadline": "2m", "settle": "25s", "grace": "2s"}
+STEP: dict[str, Any] = {
+    "timeout": "4s",
+    "retries": QUICK,
+    "compensation_retries": QUICK,
+    "compensation_deadline": "40s",
+}
+
+LINEAR = Saga(
+    "linear",
+    Step("first", compensation="undo_first", **STEP),
+    Step("second", compensation="undo_second", deadline="20s", **STEP),
+    Step("third", compensation="undo_third", timeout="3s", compensation_deadline="30s"),
+    **TIMES,
+)
+
+FORKED = Saga(
+    "forked",
+    Step("left", compensation="undo_left", after=(), deadline="30s", **STEP),
+    Step("right", compensation="undo_right", after=(), **STEP),
+    Step("note", after="right", deadline="30s", timeout="4s"),
+    Step("joined", compensation="undo_joined", after=("left", "note"), **STEP),
+    Step("last", compensation="undo_last", deadline="25s", **STEP),
+    compensate_on_failure="always",
+    **TIMES,
+)
+
+ORDER = Saga(
+    "order",
+    Step("reserve_stock", compensation="release_stock", **STEP),
+    Step("charge_card", compensation="refund_card", after="reserve_stock", **STEP),
+    Step("book_carrier", compensation="cancel_carrier", after="reserve_stock", deadline="30s", **STEP),
+    Step("issue_invoice", compensation="void_invoice", after="charge_card", deadline="30s", **STEP),
+    Step("notify_customer", compensation="apologise", after=("book_carrier", "issue_invoice"), **STEP),
+    Step("hand_over", compensation="take_back", after="notify_customer", deadline="30s", **STEP),
+    **TIMES,
+)
+
+
+class Shape(NamedTuple):
+    """A contract, and service → the steps it runs."""
+
+    contract: Saga
+    services: dict[str, tuple[str, ...]]
+
+    def service_of(self, step: str) -> str:
+        return next(service for service, steps in self.services.items() if step in steps)
+
+
+SHAPES = (
+    Shape(LINEAR, {"alpha": ("first", "third"), "beta": ("second",)}),
+    Shape(FORKED, {"alpha": ("left", "joined"), "beta": ("right", "note"), "gamma": ("last",)}),
+    Shape(
+        ORDER,
+        {
+            "inventory": ("reserve_stock",),
+            "payment": ("charge_card", "issue_invoice"),
+            "shipping": ("book_carrier", "hand_over"),
+            "notification": ("notify_customer",),
+        },
+    ),
+)
+
+SYNC_STEPS = frozenset({"third", "note", "notify_customer"})
+"""Their handlers are plain functions."""

@@ -1,4 +1,4 @@
-"""Virtual time on an asyncio event loop: it stands still while there is work, and jumps when everything waits.
+"""Virtual time on an asyncio event loop: it all but stands still while there is work, and jumps when everything waits.
 
 ``virtual_time`` turns the running loop's time virtual, so everything that waits on that loop does: backoffs, timeouts,
 deadlines, and the ``asyncio.sleep`` of users' handlers. No wait takes longer than the work that is left to do.
@@ -11,6 +11,7 @@ milliseconds would end in a timeout of thirty seconds. Work in executors is coun
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from choreo.errors import ConfigurationError
 
 EPOCH_MS = 1_767_225_600_000  # 2026-01-01T00:00Z: the same in every run, so that equal seeds give equal histories
 SILENCE_S = 0.05
+TICK_S = 1e-9
 
 _Ready = list[tuple[selectors.SelectorKey, int]]
 
@@ -94,6 +96,9 @@ class JumpingSelector(selectors.BaseSelector):
         vars(loop).update(_selector=self, time=lambda: self.now, run_in_executor=self._count_in_executor)
 
     def select(self, timeout: float | None = None) -> _Ready:
+        # Each turn of the loop takes some time, however little. Whoever waits for the last billionth of a second of a
+        # wait (what is left of it after rounding) would otherwise ask for ever: a timer of no length is due at once.
+        self.now += max(TICK_S, 4 * math.ulp(self.now))
         if timeout is None or timeout <= 0:  # nothing is scheduled, or something is ready
             return self._inner.select(timeout)
         if self.outside:

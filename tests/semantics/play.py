@@ -129,6 +129,10 @@ class Play:
 
         return await self._world.until(status)
 
+    def service(self, step: str) -> Service:
+        """The service that runs the step."""
+        return self.services[[each.name for each in self.saga.steps].index(step)]
+
     # What was done
 
     @property

@@ -102,13 +102,21 @@ class Stage:
         do: dict[str, Behaviour] | None = None,
         undo: dict[str, Behaviour] | None = None,
         bind: dict[str, dict[str, Any]] | None = None,
+        prepare: Callable[[Play], None] = lambda play: None,
         name: str = "play",
         **options: Any,
     ) -> Play:
-        """A saga of these steps, each in a service of its own, which behave as told."""
+        """A saga of these steps, each in a service of its own, which behave as told.
+
+        Args:
+            do, undo, bind: as for ``Play``.
+            prepare: is shown the play before its services are started, to add to them.
+            options: of the saga.
+        """
         saga = Saga(self.named(name), *steps, **options)
         play = Play(self, saga, do or {}, undo or {}, bind or {})
         self.plays.append(play)
+        prepare(play)
         await self.serve(*play.services)
         return play
 

@@ -21,6 +21,7 @@ from choreo.errors import (
 )
 from choreo.messages.headers import MSGPACK
 from choreo.messages.records import SagaCompensated, SagaStuck
+from choreo.observe.events import OutcomeEvent
 from choreo.step import CompensationContext, Context, Reject, Retry, Service
 from choreo.testing import Runner, run_saga
 
@@ -347,3 +348,44 @@ def test_run_saga_runs_one_saga_without_a_loop() -> None:
     shop.charge = no_card
     with pytest.raises(SagaFailed):
         run_saga(ORDER, {}, services=shop.services, seed=3)
+
+
+async def test_outcome_hooks_have_run_when_a_run_returns() -> None:
+    shop, told = Shop(), []
+    audit = Service("audit")
+
+    @audit.on_outcome(ORDER)
+    async def file(event: OutcomeEvent) -> None:
+        await asyncio.sleep(0)
+        told.append(event.outcome)
+
+    async with Runner(*shop.services, audit) as runner:
+        await runner.run(ORDER, {})
+        assert told == ["completed"]
+        shop.charge = no_card
+        with pytest.raises(SagaFailed):
+            await runner.run(ORDER, {})
+        assert told == ["completed", "compensated"]
+
+
+def test_outcome_hooks_have_run_when_run_saga_returns_in_real_time_too() -> None:
+    shop, told = Shop(), []
+
+    @shop.inventory.on_outcome(ORDER)
+    def file(event: OutcomeEvent) -> None:
+        time.sleep(0.05)
+        told.append(event.outcome)
+
+    run_saga(ORDER, {}, services=shop.services, time="real")
+    assert told == ["completed"]
+
+
+async def test_what_can_be_done_now_is_done_when_it_has_settled() -> None:
+    shop = Shop()
+    shop.charge = hang
+    async with Runner(*shop.services) as runner:
+        before_ms = runner.clock.now_ms()
+        await runner.start(ORDER, {})
+        await runner.settle()
+        assert shop.done == ["reserve", "charge"]
+        assert runner.clock.now_ms() == before_ms

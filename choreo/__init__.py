@@ -7,7 +7,8 @@ sagas and follows them. The log is the truth; everything else is a fold of it.
 
 The map of the package, from the inside out: ``contract`` (what a saga is), ``messages`` (the wire format), ``core``
 (the protocol: pure, total), ``broker`` (the port to the log: Kafka, SQLite, memory), ``observe`` (metrics, logs,
-probes), ``store`` (checkpoints of the saga-log), ``step`` and ``saga_log`` (the two runtimes), ``client``, ``cli``.
+probes), ``store`` (checkpoints of the saga-log), ``step`` and ``saga_log`` (the two runtimes), ``client``, ``cli``,
+``testing`` (whole sagas in one process, in virtual time).
 
 Guarantees, in short: every started saga reaches one outcome or is visibly stuck; in a completed saga each step has one
 effect that stands; in a compensated one every effect is undone once, in reverse order; whatever crashes meanwhile.

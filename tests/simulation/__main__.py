@@ -28,7 +28,8 @@ def main() -> int:
     began = time.monotonic()
     for number, seed in enumerate(seeds, 1):
         result = simulate(seed, sagas=asked.sagas, say=print if asked.trace else None)
-        total.update(sagas=result.sagas, records=result.records, contended=result.contended, given_up=result.given_up)
+        total.update(sagas=result.sagas, records=result.records, contended=result.contended, repeated=result.repeated)
+        total.update(given_up=result.given_up)
         total["virtual_s"] += round(result.virtual_s)
         fired += result.fired
         outcomes += result.outcomes
@@ -49,7 +50,10 @@ def main() -> int:
     print(f"faults fired: {sum(fired.values())}")
     for kind in KINDS:
         print(f"  {kind:26} {fired[kind]:10}")
-    print(f"sagas under weaker promises: {total['contended']} contended, {total['given_up']} given up early")
+    print(
+        f"sagas under weaker promises: {total['contended']} contended, {total['repeated']} repeated, "
+        f"{total['given_up']} given up early"
+    )
     print(f"  needed for: {_listed(weaker)}")
     print(f"violations: {len(failing)} of {len(seeds)} seeds")
     return 1 if failing else 0

@@ -11,8 +11,9 @@ saga ends or is stuck; L2 nothing is left to read.
 Weaker without an inbox, where two replicas have worked on one trigger (``docs/guarantees.md``): a saga is *contended*
 once a process that does not own its partition (any more) has made or undone an effect, or appended an answer. There
 the net effect is promised and the order is not, so S5, S7 and the part of S2 and S3 about the moment of the outcome
-are counted and not held against anybody. S7 is counted only, too, where the trigger itself is in the log more than
-once: what a worker remembers of its answers ends with its committed offset.
+are counted and not held against anybody. The same holds once a trigger that is in the log more than once (a start that
+was repeated, a record that was appended again) is *repeated*, run again after it was answered: what a worker remembers
+of its answers ends with its committed offset.
 
 Weaker also where the saga-log has *given up* early: a step that completes before its own due, but after the settle
 limit of a saga that is failing (rule 15), is in time for its successors, and late for the compensation that has been
@@ -87,6 +88,7 @@ class Judge:
         violations: what must never be, in words.
         states: every saga as the log has it now.
         contended: sagas for which the weaker promise holds.
+        repeated: likewise, because a trigger that is in the log more than once was run again.
         given_up: likewise, because a step completed before its due and after the settle limit.
         weaker: what was found there and would be a violation elsewhere.
         stuck: the sagas that wait for an operator.
@@ -107,6 +109,7 @@ class Judge:
         self.violations: list[str] = []
         self.states: dict[str, SagaState] = {}
         self.contended: set[str] = set()
+        self.repeated: set[str] = set()
         self.given_up: set[str] = set()
         self.weaker: Counter[str] = Counter()
         self.stuck: dict[str, None] = {}
@@ -159,9 +162,8 @@ class Judge:
         self._look_at_owner(process, work.saga_id)
         if work in self._answered:
             if self._triggers[work] > 1:
-                self.weaker["S7"] += 1
-            else:
-                self._weaker_if_contended("S7", work.saga_id, f"{work} is run again though it is answered")
+                self.repeated.add(work.saga_id)
+            self._weaker_if_needed("S7", work.saga_id, f"{work} is run again though it is answered")
         return work
 
     def fails_for_good(self, key: str, faults: Faults) -> bool:
@@ -192,7 +194,7 @@ class Judge:
             self._say(f"{process.name} undoes {key}")
             self._note(f"undone {key}".encode())
         if above and saga_id not in self._by_hand:
-            self._weaker_if_contended("S5", saga_id, f"{key} is undone under {', '.join(above)}")
+            self._weaker_if_needed("S5", saga_id, f"{key} is undone under {', '.join(above)}")
         return undone
 
     def committed(self, process: Process, group: str, tp: TopicPartition, place: Committed) -> None:
@@ -348,7 +350,7 @@ class Judge:
                 if state.instances[step, saga_round].offer != "taken":
                     wanted[ids.idempotency_key(saga_id, state.start, step, saga_round)] = step
         name = "S2" if state.outcome.kind == "completed" else "S3"
-        blame = self._weaker_if_contended if at_outcome else self._violated
+        blame = self._weaker_if_needed if at_outcome else self._violated
         when = "at the outcome" if at_outcome else "at the end"
         for key in wanted:
             if not self._stands(key) and saga_id not in self._by_hand:
@@ -393,8 +395,8 @@ class Judge:
         self.digest.update(b"%d " % self._now_ms())
         self.digest.update(what)
 
-    def _weaker_if_contended(self, what: str, saga_id: str, how: str) -> None:
-        if saga_id in self.contended or (what != "S7" and saga_id in self.given_up):
+    def _weaker_if_needed(self, what: str, saga_id: str, how: str) -> None:
+        if saga_id in self.contended or saga_id in self.repeated or (what != "S7" and saga_id in self.given_up):
             self.weaker[what] += 1
         else:
             self._violated(what, saga_id, how)

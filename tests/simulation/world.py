@@ -56,7 +56,7 @@ class Result:
 
     Attributes:
         virtual_s: how long it took, in its own time.
-        contended, given_up: sagas for which the weaker promises hold (see ``judge``).
+        contended, repeated, given_up: sagas for which the weaker promises hold (see ``judge``).
         weaker: how often that was needed, by invariant.
     """
 
@@ -69,6 +69,7 @@ class Result:
     outcomes: Counter[str] = field(default_factory=Counter)
     fired: Counter[str] = field(default_factory=Counter)
     contended: int = 0
+    repeated: int = 0
     given_up: int = 0
     weaker: Counter[str] = field(default_factory=Counter)
 
@@ -460,11 +461,15 @@ class World:
         return None
 
     def _compare_states(self) -> None:
+        """Of the owners; who has been late for its session still believes in what it has, until it polls again."""
         for name, (saga_log, _, disk, replaced) in self._saga_logs.items():
-            self.judge.compare(f"the memory of {name}", saga_log.states())
-            if disk.replaced != replaced:
-                continue  # another instance came with a disk that is new: that is noticed with the next record
-            for tp in saga_log._own.shards:
+            owner = next(process for process in self._running.values() if process.name == name)
+            for tp, shard in saga_log._own.shards.items():
+                if not owner.owns(tp):
+                    continue
+                self.judge.compare(f"the memory of {name}", shard.states())
+                if disk.replaced != replaced:
+                    continue  # another instance came with a disk that is new: that is noticed with the next record
                 log_says = {saga_id for saga_id in self.judge.states if self.place_of(saga_id) == tp}
                 rows = [row for row in disk.store._rows.values() if row.partition == tp.partition]
                 found = {row.saga_id: state_of(row.blob) for row in rows}
@@ -483,6 +488,7 @@ class World:
             Counter(state.phase.value for state in judge.states.values() if state.started),
             +self.faults.fired,
             len(judge.contended),
+            len(judge.repeated - judge.contended),
             len(judge.given_up),
             judge.weaker,
         )

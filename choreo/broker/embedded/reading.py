@@ -207,11 +207,14 @@ class EmbeddedConsumer:
             standing = await self._sync()
         if standing is None or self.closed:
             return
-        if leaving := standing.leaving.intersection(self._cursor.positions):
-            async with self._keeping_the_lease():
-                await self._on_revoked(sorted(leaving))
-            self._forget(leaving)
-            self._unreleased = leaving
+        if standing.leaving:
+            if held := standing.leaving.intersection(self._cursor.positions):
+                async with self._keeping_the_lease():
+                    await self._on_revoked(sorted(held))
+                self._forget(held)
+            # What a heartbeat has claimed for us, and another member is to get before we have begun with it, is
+            # released as well: nobody would serve it otherwise.
+            self._unreleased = standing.leaving
             await self._release()
         if gained := standing.owned.difference(self._cursor.positions, standing.leaving):
             await self._begin(gained)

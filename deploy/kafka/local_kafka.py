@@ -34,8 +34,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parent.parent / ".choreo" / "kafka"
@@ -181,16 +182,30 @@ class LocalKafka:
         data: where it keeps its log; a temporary directory if ``None``.
         keep: leave the data in place; a directory that was given is always kept.
         guarded: end the broker when this process dies. ``False`` lets it outlive us.
+        properties: server properties beside or instead of ours, as for listeners with TLS.
+        format_options: for the tool that formats the log's directory, as ``--add-scram …``.
+        jvm_options: beside ours.
     """
 
     def __init__(
-        self, *, port: int | None = None, data: Path | None = None, keep: bool = False, guarded: bool = True
+        self,
+        *,
+        port: int | None = None,
+        data: Path | None = None,
+        keep: bool = False,
+        guarded: bool = True,
+        properties: Mapping[str, str] = MappingProxyType({}),
+        format_options: Sequence[str] = (),
+        jvm_options: Sequence[str] = (),
     ) -> None:
         self.port = port or free_port()
         self._controller_port = free_port()
         self._data = data
         self._keep = keep or data is not None
         self._guarded = guarded
+        self._properties = properties
+        self._format_options = format_options
+        self._jvm_options = jvm_options
         self._process: subprocess.Popen[str] | None = None
         self.pid: int | None = None
 
@@ -221,11 +236,12 @@ class LocalKafka:
         """
         if self.running:
             return self.url
-        java = [find_java(), *JVM_OPTIONS, "-cp", f"{find_jars()}/*"]
+        java = [find_java(), *JVM_OPTIONS, *self._jvm_options, "-cp", f"{find_jars()}/*"]
         self.data.mkdir(parents=True, exist_ok=True)
         config = self.data / "server.properties"
         config.write_text(
             PROPERTIES.format(port=self.port, controller_port=self._controller_port, log_dirs=self.data / "log")
+            + "".join(f"{name}={value}\n" for name, value in self._properties.items())  # of two the last one counts
         )
         if not (self.data / "log" / "meta.properties").exists():
             self._format(java, config)
@@ -295,7 +311,7 @@ class LocalKafka:
 
     def _format(self, java: list[str], config: Path) -> None:
         done = subprocess.run(
-            [*java, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(config)],
+            [*java, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(config), *self._format_options],
             capture_output=True,
             text=True,
             check=False,

@@ -590,10 +590,12 @@ def test_no_bytes_whatever_make_taking_apart_fail_or_stand_still(cut: int, noise
 
 
 def test_a_url_names_hosts_and_options() -> None:
-    settings = KafkaSettings.parse("kafka://one:1234,two,[::1]:9?session_timeout_ms=6000&heartbeat_interval_ms=300")
+    settings = KafkaSettings.parse(
+        "kafka://one:1234,two,[::1]:9?session_timeout_ms=6000&heartbeat_interval_ms=300&security=plaintext"
+    )
     assert settings.bootstrap == ("one:1234", "two:9092", "[::1]:9")
     assert (settings.session_timeout_ms, settings.heartbeat_interval_ms) == (6_000, 300)
-    assert settings.security == "plaintext"
+    assert settings.connection()["security_protocol"] == "PLAINTEXT"
 
 
 @pytest.mark.parametrize(
@@ -610,8 +612,8 @@ def test_a_url_names_hosts_and_options() -> None:
         ("kafka://one?linger_ms=1&linger_ms=2", "given twice"),
         ("kafka://one?linger_ms=-1", "linger_ms='-1' is no whole number of at least 0"),
         ("kafka://one?session_timeout_ms=0", "session_timeout_ms='0' is no whole number of at least 1"),
-        ("kafka://one?heartbeat_interval_ms=9000", "more than a third"),
-        ("kafka://one?security=tls", "security=tls is not supported"),
+        ("kafka://localhost?heartbeat_interval_ms=9000", "more than a third"),
+        ("kafka://one?security=tsl", "security='tsl' is none of plaintext, tls, sasl_tls, sasl_plaintext"),
         ("kafka://user:secret@one", "credentials"),
         ("sqlite:///file", "the scheme is not kafka"),
     ],

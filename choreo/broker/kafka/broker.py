@@ -18,12 +18,13 @@ from aiokafka.structs import TopicPartition as KafkaTopicPartition
 from choreo.broker.kafka.consumer import STOP_S, KafkaConsumer, new_consumer, started, stopped
 from choreo.broker.kafka.errors import translated, translating
 from choreo.broker.kafka.fetching import Quarantine, log_quarantined
+from choreo.broker.kafka.internals import refusal
 from choreo.broker.kafka.producer import KafkaProducer, SupervisedProducer
 from choreo.broker.kafka.reader import KafkaReader
 from choreo.broker.kafka.settings import KafkaSettings
 from choreo.broker.kafka.topics import config_of_new, differences
 from choreo.broker.port import AssignmentListener, TopicPartition, TopicSpec
-from choreo.errors import BrokerUnavailable, TopicError
+from choreo.errors import BrokerUnavailable, ConfigurationError, TopicError
 
 OPEN_BACKOFF_S = 0.2
 NO_ERROR, UNKNOWN_TOPIC, TOPIC_EXISTS = 0, 3, 36
@@ -62,7 +63,7 @@ class KafkaBroker:
             quarantine: told of every record that cannot be read and is passed over; logs an error by default.
 
         Raises:
-            ConfigurationError: the URL is wrong.
+            ConfigurationError: the URL is wrong, or who answers there refuses us, or shows no certificate to trust.
             BrokerUnavailable: nobody answers there.
         """
         broker = cls(url, KafkaSettings.parse(url), quarantine)
@@ -76,6 +77,7 @@ class KafkaBroker:
                     await admin.start()
             except (KafkaError, OSError, TimeoutError) as error:
                 await admin.close()
+                await broker._complain_if_refused()
                 if time.monotonic() + OPEN_BACKOFF_S > deadline:
                     raise BrokerUnavailable(
                         f"no Kafka broker answers at {url} (tried for {broker.settings.open_timeout_ms} ms)"
@@ -87,6 +89,25 @@ class KafkaBroker:
             else:
                 broker._admin = admin
                 return broker
+
+    async def _complain_if_refused(self) -> None:
+        """Tell a wrong password or certificate as what it is, not as a broker that is away.
+
+        Raises:
+            ConfigurationError: the first broker that has something against us says what.
+        """
+        if not self.settings.security.security:
+            return
+        for address in self.settings.bootstrap:
+            host, _, port = address.rpartition(":")
+            error = await refusal(
+                self.settings.connection(), host.strip("[]"), int(port), self.settings.request_timeout_ms
+            )
+            if error is not None:
+                user = self.settings.security.username or self.settings.security.token_client_id
+                raise ConfigurationError(
+                    f"Kafka at {address} and we{f' as {user!r}' if user else ''} do not trust each other: {error}"
+                ) from error
 
     async def ensure_topics(self, specs: Sequence[TopicSpec]) -> None:
         found = await self._describe()

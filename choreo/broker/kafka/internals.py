@@ -7,10 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
+import urllib.error
+from collections.abc import Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.errors import KafkaError, NoError, for_code
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    KafkaError,
+    NoError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+    for_code,
+)
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
@@ -18,6 +29,28 @@ from aiokafka.structs import TopicPartition as KafkaTopicPartition
 UNKNOWN_OFFSET = -1
 READ_COMMITTED = 1
 RAW_BYTES_MAX = 1_048_576  # the broker sends at least one whole batch, however large
+
+
+async def refusal(settings: Mapping[str, Any], host: str, port: int, timeout_ms: int) -> Exception | None:
+    """Why a broker does not take us, if no second try would mend it: the clients only log that, and try on."""
+    told = {name: settings[name] for name in settings.keys() - {"bootstrap_servers", "metadata_max_age_ms"}}
+    connection = AIOKafkaConnection(host, port, request_timeout_ms=timeout_ms, **told)
+    try:
+        await connection.connect()
+    except (SaslAuthenticationFailed, AuthenticationFailedError, UnsupportedSaslMechanismError) as error:
+        return None if is_silence(error.__cause__) else error
+    except ssl.SSLCertVerificationError as error:
+        return error
+    except (KafkaError, OSError, TimeoutError):
+        return None
+    finally:
+        connection.close()
+    return None
+
+
+def is_silence(cause: BaseException | None) -> bool:
+    """Whether the server of tokens gave no answer at all, which it may do later."""
+    return isinstance(cause, OSError) and not isinstance(cause, urllib.error.HTTPError)
 
 
 async def fetch_committed(kafka: AIOKafkaConsumer, tp: KafkaTopicPartition) -> OffsetAndMetadata | None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
+from choreo.broker.kafka.security import OPTIONS, Security, security_of
 from choreo.errors import ConfigurationError
 
 PORT_DEFAULT = 9092
 
 
 class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the URL says. All but ``bootstrap`` and ``security`` are options of its query; durations in milliseconds.
+    """What the URL says. All but ``bootstrap`` are options of its query; durations in milliseconds.
 
     Attributes:
         bootstrap: ``host:port`` of brokers to ask first.
-        security: how to connect; ``plaintext`` is all there is so far.
+        security: TLS and SASL; its options stand in the query beside the others.
         client_id: the name under which the broker's logs and quotas know us.
         session_timeout_ms: a group member that is silent for so long has lost its partitions.
         heartbeat_interval_ms: how often a member shows that it lives, and how soon it learns of a rebalance.
@@ -33,7 +36,7 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     bootstrap: tuple[str, ...]
-    security: str = "plaintext"
+    security: Security = Security()
     client_id: str = "choreo"
     session_timeout_ms: int = 10_000
     heartbeat_interval_ms: int = 3_000
@@ -47,8 +50,12 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
     batch_bytes: int = 131_072
 
     @classmethod
-    def parse(cls, url: str) -> KafkaSettings:
+    def parse(cls, url: str, environment: Mapping[str, str] | None = None) -> KafkaSettings:
         """Read a URL.
+
+        Args:
+            environment: where options of security that the URL leaves open, and secrets, are looked for; the process's
+                by default.
 
         Raises:
             ConfigurationError: it names what is wrong.
@@ -58,11 +65,20 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigurationError(f"broker URL {url!r}: the scheme is not kafka://")
         if "@" in parts.netloc:
             # Not repeated in the message: what stands before the @ is likely a password.
-            raise ConfigurationError("broker URL kafka://…@…: credentials do not belong into a URL, and none are used")
+            raise ConfigurationError(
+                "broker URL kafka://…@…: credentials do not belong into a URL, which is logged; use the option "
+                "username, and CHOREO_KAFKA_PASSWORD or password_file"
+            )
         if parts.path.strip("/") or parts.fragment:
             raise ConfigurationError(f"broker URL {url!r}: nothing may follow the hosts but ?option=value")
         bootstrap = tuple(_address(url, host) for host in parts.netloc.split(","))
-        settings = cls(bootstrap=bootstrap, **_options(url, parts.query))
+        said = _options(url, parts.query)
+        security = security_of(
+            {name: said.pop(name) for name in OPTIONS if name in said},
+            os.environ if environment is None else environment,
+            bootstrap,
+        )
+        settings = cls(bootstrap=bootstrap, security=security, **said)
         if settings.heartbeat_interval_ms * 3 > settings.session_timeout_ms:
             raise ConfigurationError(
                 f"broker URL {url!r}: heartbeat_interval_ms={settings.heartbeat_interval_ms} is more than a third of "
@@ -71,12 +87,16 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
         return settings
 
     def connection(self) -> Mapping[str, Any]:
-        """What aiokafka is told for reaching the brokers. TLS and SASL will come here, and nowhere else."""
+        """What aiokafka is told for reaching the brokers.
+
+        Raises:
+            ConfigurationError: a certificate or a key cannot be read.
+        """
         return {
             "bootstrap_servers": list(self.bootstrap),
             "client_id": self.client_id,
-            "security_protocol": "PLAINTEXT",
             "metadata_max_age_ms": 60_000,
+            **self.security.connection(),
         }
 
 
@@ -92,18 +112,18 @@ def _address(url: str, text: str) -> str:
 
 
 def _options(url: str, query: str) -> dict[str, Any]:
-    known = {field.name: field for field in msgspec.structs.fields(KafkaSettings) if field.name != "bootstrap"}
+    own = [field.name for field in msgspec.structs.fields(KafkaSettings) if field.name not in ("bootstrap", "security")]
+    texts = {"client_id", *OPTIONS}
     options: dict[str, Any] = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
-        if name not in known:
-            raise ConfigurationError(f"broker URL {url!r}: no option {name!r}; there are {', '.join(sorted(known))}")
+        if name not in own and name not in texts:
+            known = sorted({*own, *texts})
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(known)}"
+            raise ConfigurationError(f"broker URL {url!r}: no option {name!r}; {hint}")
         if name in options:
             raise ConfigurationError(f"broker URL {url!r}: option {name!r} is given twice")
-        if name == "security":
-            if text != "plaintext":
-                raise ConfigurationError(f"broker URL {url!r}: security={text} is not supported; only plaintext is")
-            options[name] = text
-        elif name == "client_id":
+        if name in texts:
             options[name] = text
         else:
             least = 0 if name == "linger_ms" else 1

@@ -10,9 +10,9 @@ from __future__ import annotations
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from choreo.errors import ConfigurationError
-from choreo.store.port import Advance, Checkpoint, Query, Row, Store
+from choreo.store.port import Activity, Advance, Checkpoint, Place, Query, Row, Store
 
-__all__ = ["Advance", "Checkpoint", "Query", "Row", "Store", "open_store"]
+__all__ = ["Activity", "Advance", "Checkpoint", "Place", "Query", "Row", "Store", "open_store"]
 
 
 async def open_store(url: str) -> Store:

@@ -8,10 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from choreo.broker.port import Message, TopicPartition
+from choreo.broker.topics import saga_topic
 from choreo.core import SagaState
 from choreo.errors import StoreConflict
-from choreo.store.port import Advance, Checkpoint, Query, Row
+from choreo.store.port import Activity, Advance, Checkpoint, Query, Row
 from choreo.store.projection import state_of
+from choreo.store.query import is_asked_for, place_of
 
 _DROPPED_AT_ONCE = 5_000
 
@@ -73,24 +75,24 @@ class MemoryStore:
         return len(old[:_DROPPED_AT_ONCE])
 
     async def find(self, saga: str, saga_id: str) -> SagaState | None:
-        for (_, each), row in self._rows.items():
-            if each == saga_id and row.saga == saga:
-                return state_of(row.blob)
-        return None
+        row = self._rows.get((saga_topic(saga), saga_id))
+        return None if row is None or row.saga != saga else state_of(row.blob)
 
     async def search(self, query: Query) -> Sequence[Row]:
-        found = [
-            row
-            for row in self._rows.values()
-            if (query.saga is None or row.saga == query.saga)
-            and (not query.phases or row.phase in query.phases)
-            and (query.started_before_ms is None or row.started_ms < query.started_before_ms)
-        ]
-        found.sort(key=lambda row: (row.started_ms, row.saga_id))
+        found = [row for row in self._rows.values() if is_asked_for(row, query)]
+        found.sort(key=place_of, reverse=query.newest_first)
         return [msgspec.structs.replace(row, blob=b"") for row in found[: query.limit]]
 
     async def counts(self) -> Mapping[tuple[str, str], int]:
         return Counter((row.saga, row.phase) for row in self._rows.values())
+
+    async def activity(self, since_ms: int, stretch_ms: int) -> Sequence[Activity]:
+        counted: Counter[tuple[str, str, int]] = Counter()
+        for row in self._rows.values():
+            for what, at_ms in (("started", row.started_ms), (row.phase, row.finished_ms)):
+                if at_ms >= max(since_ms, 1):
+                    counted[row.saga, what, (at_ms - since_ms) // stretch_ms] += 1
+        return [Activity(*key, number) for key, number in counted.items()]
 
     async def close(self) -> None:
         """Nothing is held that would have to be let go."""

@@ -14,6 +14,8 @@ import msgspec
 from choreo.broker.port import Message, TopicPartition
 from choreo.core import SagaState
 
+MESSAGE_CHARS_MAX = 1_000
+
 
 class Checkpoint(NamedTuple):
     """How far a partition is folded into the saved states.
@@ -37,6 +39,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         started_ms, finished_ms: 0 for "not yet".
         updated_ms: append time of the last record folded.
         step, code: of the failure that the current round goes back for; empty for none.
+        message: what went wrong, in words: of that failure and of what is stuck; cut to ``MESSAGE_CHARS_MAX``.
+        busy: the steps that run, are being undone or are stuck; separated by spaces.
         due_ms: the saga's.
         timer_ms: when its next timer fires; ``None`` for none.
         blob: the state in MessagePack; empty in the rows that queries give.
@@ -57,6 +61,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     due_ms: int
     timer_ms: int | None
+    message: str = ""
+    busy: str = ""
     blob: bytes = b""
 
 
@@ -77,19 +83,57 @@ class Advance(NamedTuple):
     parked: Sequence[Message] = ()
 
 
+class Place(NamedTuple):
+    """A saga's place in the order of lists: by the time of its start, then by its id and name."""
+
+    started_ms: int
+    saga_id: str
+    saga: str
+
+
 class Query(NamedTuple):
-    """Which sagas to list, the oldest start first.
+    """Which sagas to list, the oldest start first. What is ``None`` or empty does not matter.
 
     Attributes:
-        saga: of this name; ``None`` for all.
-        phases: in one of these; empty for all.
-        started_before_ms: started before this; ``None`` for whenever.
+        saga: of this name.
+        version: of this version of the contract.
+        phases: in one of these.
+        step: that go back for a failure of this step, or at which it runs, is being undone or is stuck.
+        code: that go back for a failure with this code (its kind, where it has none).
+        text: in the words of what went wrong, or at the start of the saga's id; small and capital letters of ASCII are
+            the same in the words.
+        started_before_ms, started_from_ms: started before this; then or later.
+        updated_before_ms: of which nothing was heard since.
+        newest_first: the other way round.
+        after: only what comes behind this place, in that order.
     """
 
     saga: str | None = None
     phases: tuple[str, ...] = ()
     started_before_ms: int | None = None
     limit: int = 100
+    version: int | None = None
+    step: str | None = None
+    code: str | None = None
+    text: str = ""
+    started_from_ms: int | None = None
+    updated_before_ms: int | None = None
+    newest_first: bool = False
+    after: Place | None = None
+
+
+class Activity(NamedTuple):
+    """How often something happened to sagas of one name within one stretch of time.
+
+    Attributes:
+        what: ``started``, or the phase in which those sagas are that have their outcome since then.
+        stretch: counted from 0.
+    """
+
+    saga: str
+    what: str
+    stretch: int
+    number: int
 
 
 class Store(Protocol):
@@ -145,6 +189,10 @@ class Store(Protocol):
 
     async def counts(self) -> Mapping[tuple[str, str], int]:
         """How many sagas there are by name and phase."""
+        ...
+
+    async def activity(self, since_ms: int, stretch_ms: int) -> Sequence[Activity]:
+        """Starts and outcomes since a moment, in stretches of that length; those without any are left out."""
         ...
 
     async def close(self) -> None:

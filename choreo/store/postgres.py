@@ -10,31 +10,32 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import asyncpg
 import msgspec
 
 from choreo.broker.port import Headers, Message, TopicPartition
+from choreo.broker.topics import saga_topic
 from choreo.core import SagaState
 from choreo.errors import StoreConflict
-from choreo.store.port import Advance, Checkpoint, Query, Row
+from choreo.store.port import Activity, Advance, Checkpoint, Query, Row
 from choreo.store.postgres_link import LONG_TIMEOUT_S, Address, Link, address_of
 from choreo.store.postgres_schema import FORMAT
 from choreo.store.projection import state_of
+from choreo.store.query import ACTIVITY, activities, select
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_COLUMNS = tuple(field for field in Row.__struct_fields__ if field != "blob")
-_LISTED = ", ".join(_COLUMNS)
+_COLUMNS = ", ".join(Row.__struct_fields__)
 _TYPES = {str: "text", int: "bigint", bool: "boolean", bytes: "bytea", int | None: "bigint"}
 _values_of = attrgetter(*Row.__struct_fields__)
 
 # One array for each column: a statement for a batch, whatever its size.
 _SAVE_ROWS = (
-    f"INSERT INTO sagas ({_LISTED}, blob) SELECT * FROM unnest("  # noqa: S608 -- columns and their types
+    f"INSERT INTO sagas ({_COLUMNS}) SELECT * FROM unnest("  # noqa: S608 -- columns and their types
     + ", ".join(
         f"${number}::{_TYPES[field.type]}[]" for number, field in enumerate(msgspec.structs.fields(Row), start=1)
     )
@@ -77,6 +78,7 @@ class PostgresStore:
 
     def __init__(self, address: Address) -> None:
         self._link = Link(address)
+        self._questions = Link(address, inspecting=True)  # a search may take its time; a batch must not wait for it
         self._begun: set[TopicPartition] = set()  # partitions that had a checkpoint when we last looked
 
     def __repr__(self) -> str:
@@ -178,38 +180,35 @@ class PostgresStore:
         query = (
             "SELECT s.topic, s.partition, s.blob FROM sagas s "
             "JOIN partitions p ON p.topic = s.topic AND p.number = s.partition AND p.format = $3 "
-            "WHERE s.saga = $1 AND s.saga_id = $2"
+            "WHERE s.topic = $4 AND s.saga = $1 AND s.saga_id = $2"
         )
-        row = await self._link.call(lambda connection: connection.fetchrow(query, saga, saga_id, FORMAT))
+        row = await self._questions.call(
+            lambda connection: connection.fetchrow(query, saga, saga_id, FORMAT, saga_topic(saga))
+        )
         if row is None:
             return None
         topic, partition, blob = row
         return await self._decoded(TopicPartition(topic, partition), lambda: state_of(blob))
 
     async def search(self, query: Query) -> Sequence[Row]:
-        conditions, values = ["true"], list[Any]()
-
-        def ask(condition: str, value: object) -> None:
-            values.append(value)
-            conditions.append(condition.format(f"${len(values)}"))
-
-        if query.saga is not None:
-            ask("saga = {}", query.saga)
-        if query.phases:
-            ask("phase = ANY ({}::text[])", list(query.phases))
-        if query.started_before_ms is not None:
-            ask("started_ms < {}", query.started_before_ms)
-        where = " AND ".join(conditions)
-        text = f"SELECT {_LISTED} FROM sagas WHERE {where} ORDER BY started_ms, saga_id LIMIT {query.limit:d}"  # noqa: S608
-        rows = await self._link.call(lambda connection: connection.fetch(text, *values, timeout=LONG_TIMEOUT_S))
+        if any("\0" in text for text in (query.saga, query.step, query.code, query.text, *query.phases) if text):
+            return []  # PostgreSQL has no such text
+        text, values = select(query, "${}".format, "strpos")
+        rows = await self._questions.call(lambda connection: connection.fetch(text, *values, timeout=LONG_TIMEOUT_S))
         return [Row(**dict(row)) for row in rows]
 
     async def counts(self) -> Mapping[tuple[str, str], int]:
         query = "SELECT saga, phase, count(*) FROM sagas GROUP BY saga, phase"
-        rows = await self._link.call(lambda connection: connection.fetch(query, timeout=LONG_TIMEOUT_S))
+        rows = await self._questions.call(lambda connection: connection.fetch(query, timeout=LONG_TIMEOUT_S))
         return {(saga, phase): number for saga, phase, number in rows}
 
+    async def activity(self, since_ms: int, stretch_ms: int) -> Sequence[Activity]:
+        query = ACTIVITY.format(int(since_ms), int(stretch_ms))
+        rows = await self._questions.call(lambda connection: connection.fetch(query, timeout=LONG_TIMEOUT_S))
+        return activities([tuple(row) for row in rows])
+
     async def close(self) -> None:
+        await self._questions.close()
         await self._link.close()
 
     async def _decoded(self, tp: TopicPartition, read: Callable[[], T]) -> T:
@@ -242,8 +241,8 @@ async def _save_rows(connection: asyncpg.Connection, advances: Sequence[Advance]
     rows = {(row.topic, row.saga_id): row for advance in advances for row in advance.rows}
     if rows:
         columns = list(map(list, zip(*map(_values_of, rows.values()), strict=True)))
-        place = Row.__struct_fields__.index("code")
-        columns[place] = [code.replace("\0", "\N{REPLACEMENT CHARACTER}") for code in columns[place]]  # users' text
+        for place in map(Row.__struct_fields__.index, ("code", "message")):  # users' text
+            columns[place] = [text.replace("\0", "\N{REPLACEMENT CHARACTER}") for text in columns[place]]
         await connection.execute(_SAVE_ROWS, *columns)
 
 

@@ -42,6 +42,14 @@ STEPS: tuple[str, ...] = (
         PRIMARY KEY (topic, partition, record_offset));
     CREATE INDEX parked_of ON parked (topic, partition, saga_id);
     """,
+    # For lists and searches. What the first and the last are on does not change while a saga runs.
+    """
+    ALTER TABLE sagas
+        ADD COLUMN message text COLLATE "C" NOT NULL DEFAULT '', ADD COLUMN busy text COLLATE "C" NOT NULL DEFAULT '';
+    CREATE INDEX sagas_in_order ON sagas (started_ms, saga_id, saga);
+    CREATE INDEX sagas_failed ON sagas (code, started_ms) WHERE code <> '';
+    CREATE INDEX sagas_finished ON sagas (finished_ms) WHERE finished_ms > 0;
+    """,
 )
 
 # Whatever changes the type in the blobs or the columns beside it gives another number, without anybody having to

@@ -7,7 +7,7 @@ import msgspec
 from choreo.broker.port import TopicPartition
 from choreo.contract.saga import Saga
 from choreo.core import SagaState, next_due_ms
-from choreo.store.port import Row
+from choreo.store.port import MESSAGE_CHARS_MAX, Row
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(SagaState)
@@ -23,6 +23,25 @@ def phase_of(state: SagaState) -> str:
     if state.started:
         return state.phase.value
     return "truncated" if state.truncated else "unstarted"
+
+
+def message_of(state: SagaState) -> str:
+    """What went wrong, in words: the failure that the round goes back for, and those of what is stuck."""
+    failed = state.first_failure()
+    stuck = [
+        instance.failure if instance.exhausted else instance.compensation_failure
+        for instance in state.instances.values()
+        if instance.stuck
+    ]
+    said = [failure.message for failure in (failed[1] if failed else None, *stuck) if failure is not None]
+    return "\n".join(dict.fromkeys(filter(None, said)))[:MESSAGE_CHARS_MAX]
+
+
+def busy_steps(state: SagaState) -> list[str]:
+    """The steps that run, are being undone or are stuck, as the log has them."""
+    return sorted(
+        {step for (step, _), each in state.instances.items() if each.in_flight or each.awaits_answer or each.stuck}
+    )
 
 
 def row_of(contract: Saga, state: SagaState, tp: TopicPartition) -> Row:
@@ -44,6 +63,8 @@ def row_of(contract: Saga, state: SagaState, tp: TopicPartition) -> Row:
         code=failed[1].code or failed[1].kind if failed else "",
         due_ms=state.due_ms,
         timer_ms=next_due_ms(contract, state),
+        message=message_of(state),
+        busy=" ".join(busy_steps(state)),
         blob=encoded(state),
     )
 

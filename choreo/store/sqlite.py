@@ -19,16 +19,16 @@ import msgspec
 from choreo.broker.port import Headers, Message, TopicPartition
 from choreo.core import SagaState
 from choreo.errors import ConfigurationError, StoreConflict, StoreError
-from choreo.store.port import Advance, Checkpoint, Query, Row
+from choreo.store.port import Activity, Advance, Checkpoint, Query, Row
 from choreo.store.projection import state_of
 from choreo.store.sqlite_file import SCHEMA_VERSION, connect, is_damage, put_aside, transaction
+from choreo.store.sqlite_queries import SqliteQueries
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_COLUMNS = tuple(field for field in Row.__struct_fields__ if field != "blob")
-_LISTED = ", ".join(_COLUMNS)
+_COLUMNS = ", ".join(Row.__struct_fields__)
 
 _DROPPED_AT_ONCE = 5_000
 _VARIABLES_MAX = 500  # SQLite takes 999 in its oldest builds
@@ -42,6 +42,7 @@ class SqliteStore:
     def __init__(self, path: Path, thread: ThreadPoolExecutor) -> None:
         self._path = path
         self._thread = thread
+        self._queries = SqliteQueries(path)
         self._connection: sqlite3.Connection | None = None
         self._closed = False
 
@@ -126,43 +127,21 @@ class SqliteStore:
         return await self._call(lambda connection: connection.execute(query, (before_ms, _DROPPED_AT_ONCE)).rowcount)
 
     async def find(self, saga: str, saga_id: str) -> SagaState | None:
-        def read(connection: sqlite3.Connection) -> SagaState | None:
-            row = connection.execute(
-                "SELECT blob FROM sagas WHERE saga = ? AND saga_id = ?", (saga, saga_id)
-            ).fetchone()
-            return None if row is None else state_of(row[0])
-
-        return await self._call(read)
+        return await self._queries.find(saga, saga_id)
 
     async def search(self, query: Query) -> Sequence[Row]:
-        conditions, values = ["1"], []
-        if query.saga is not None:
-            conditions.append("saga = ?")
-            values.append(query.saga)
-        if query.phases:
-            conditions.append(f"phase IN ({', '.join('?' * len(query.phases))})")
-            values += query.phases
-        if query.started_before_ms is not None:
-            conditions.append("started_ms < ?")
-            values.append(str(query.started_before_ms))
-        where = " AND ".join(conditions)
-        text = f"SELECT {_LISTED} FROM sagas WHERE {where} ORDER BY started_ms, saga_id LIMIT ?"  # noqa: S608 -- columns
-
-        def read(connection: sqlite3.Connection) -> Sequence[Row]:
-            rows = (dict(zip(_COLUMNS, row, strict=True)) for row in connection.execute(text, (*values, query.limit)))
-            return [Row(**(row | {"resting": bool(row["resting"])})) for row in rows]
-
-        return await self._call(read)
+        return await self._queries.search(query)
 
     async def counts(self) -> Mapping[tuple[str, str], int]:
-        query = "SELECT saga, phase, count(*) FROM sagas GROUP BY saga, phase"
-        return await self._call(
-            lambda connection: {(saga, phase): number for saga, phase, number in connection.execute(query)}
-        )
+        return await self._queries.counts()
+
+    async def activity(self, since_ms: int, stretch_ms: int) -> Sequence[Activity]:
+        return await self._queries.activity(since_ms, stretch_ms)
 
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
+            await self._queries.close()
             await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
             self._thread.shutdown()
 
@@ -226,7 +205,7 @@ def _advance(connection: sqlite3.Connection, advance: Advance) -> None:
         raise StoreConflict(f"{tp}: the checkpoint is not at {advance.expected}; another instance has moved it")
     marks = ", ".join("?" * len(Row.__struct_fields__))
     connection.executemany(
-        f"INSERT OR REPLACE INTO sagas ({_LISTED}, blob) VALUES ({marks})",  # noqa: S608 -- columns and marks
+        f"INSERT OR REPLACE INTO sagas ({_COLUMNS}) VALUES ({marks})",  # noqa: S608 -- columns and marks
         [msgspec.structs.astuple(row) for row in advance.rows],
     )
     connection.executemany(

@@ -11,6 +11,7 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 from zlib import crc32
 
 import msgspec
@@ -24,10 +25,14 @@ CREATE TABLE partitions (topic TEXT, number INTEGER, offset INTEGER NOT NULL, ma
 CREATE TABLE sagas (topic TEXT, partition INTEGER NOT NULL, saga TEXT NOT NULL, saga_id TEXT, version INTEGER NOT NULL,
     phase TEXT NOT NULL, round INTEGER NOT NULL, resting INTEGER NOT NULL, started_ms INTEGER NOT NULL,
     updated_ms INTEGER NOT NULL, finished_ms INTEGER NOT NULL, step TEXT NOT NULL, code TEXT NOT NULL,
-    due_ms INTEGER NOT NULL, timer_ms INTEGER, blob BLOB NOT NULL, PRIMARY KEY (topic, saga_id));
+    due_ms INTEGER NOT NULL, timer_ms INTEGER, message TEXT NOT NULL, busy TEXT NOT NULL, blob BLOB NOT NULL,
+    PRIMARY KEY (topic, saga_id));
 CREATE INDEX active ON sagas (topic, partition) WHERE resting = 0;
 CREATE INDEX resting ON sagas (updated_ms) WHERE resting = 1;
 CREATE INDEX listed ON sagas (saga, phase, started_ms);
+CREATE INDEX in_order ON sagas (started_ms, saga_id, saga);
+CREATE INDEX failed ON sagas (code, started_ms) WHERE code <> '';
+CREATE INDEX finished ON sagas (finished_ms) WHERE finished_ms > 0;
 CREATE TABLE parked (topic TEXT, partition INTEGER, offset INTEGER, saga_id TEXT NOT NULL,
     timestamp_ms INTEGER NOT NULL, key BLOB, value BLOB NOT NULL, headers BLOB NOT NULL,
     PRIMARY KEY (topic, partition, offset));
@@ -58,6 +63,13 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """Open the file for reading alone, beside the connection that writes to it."""
+    return sqlite3.connect(
+        f"file:{quote(str(path))}?mode=ro", uri=True, isolation_level=None, timeout=10, check_same_thread=False
+    )
 
 
 def put_aside(path: Path) -> Path:

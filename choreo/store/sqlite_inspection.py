@@ -6,13 +6,12 @@ import asyncio
 import sqlite3
 from pathlib import Path
 from typing import Self
-from urllib.parse import quote
 
 from choreo.broker.port import TopicPartition
 from choreo.errors import ConfigurationError, StoreError
 from choreo.store.inspection import Contents
 from choreo.store.port import Checkpoint, Row
-from choreo.store.sqlite_file import APPLICATION_ID, SCHEMA_VERSION
+from choreo.store.sqlite_file import APPLICATION_ID, SCHEMA_VERSION, connect_to_read
 
 _FIELDS = Row.__struct_fields__
 _ROWS = f"SELECT {', '.join(_FIELDS)} FROM sagas WHERE topic = ? AND partition = ?"  # noqa: S608 -- columns
@@ -58,9 +57,7 @@ class SqliteInspection:
 
 def _connect(path: Path) -> sqlite3.Connection:
     try:
-        connection = sqlite3.connect(
-            f"file:{quote(str(path))}?mode=ro", uri=True, isolation_level=None, timeout=10, check_same_thread=False
-        )
+        connection = connect_to_read(path)
     except sqlite3.Error as error:
         raise ConfigurationError(f"the store {path} cannot be opened: {error}") from error
     try:

@@ -14,9 +14,10 @@ from choreo.broker.port import Message, TopicPartition
 from choreo.core import Entry, SagaState, fold, record_of
 from choreo.errors import ConfigurationError, StoreConflict, StoreError
 from choreo.messages.records import AnyRecord
-from choreo.store import Advance, Checkpoint, Query, Row, Store, open_store
+from choreo.store import Activity, Advance, Checkpoint, Query, Row, Store, open_store
 from choreo.store.postgres_link import address_of
 from choreo.store.projection import is_resting, row_of, state_of
+from choreo.store.query import place_of
 from tests.unit.by_hand import LINE, T0, a_broker, a_pen
 
 TP = TopicPartition("choreo.order", 0)
@@ -152,6 +153,55 @@ class StoreSuite:
         [row] = await store.search(Query(phases=("compensated",)))
         assert (row.blob, row.step, row.code, row.resting) == (b"", "a", "no", True)
         assert await store.counts() == {("order", "forward"): 2, ("order", "compensated"): 1}
+
+    async def test_a_search_finds_by_where_a_saga_is_and_by_what_went_wrong(self, store: Store) -> None:
+        made = rows(await states_of("s1", "s2", "s3", "s4", ended=("s3", "s4")))
+        made[2] = msgspec.structs.replace(made[2], code="declined", message="The card 100% WAS_declined", step="c")
+        made[3] = msgspec.structs.replace(made[3], code="", message="nul \N{REPLACEMENT CHARACTER} 'quoted' É")
+        await store.save([Advance(TP, None, Checkpoint(9, ""), made)])
+
+        async def ids(**wanted: object) -> list[str]:
+            return [row.saga_id for row in await store.search(Query(**wanted))]  # type: ignore[arg-type]
+
+        assert await ids(step="a") == ["s1", "s2", "s4"], "two run there, one has failed there"
+        assert await ids(step="c") == ["s3"]
+        assert await ids(step="%") == []
+        assert await ids(code="declined") == ["s3"]
+        assert await ids(code="") == ["s1", "s2", "s4"]
+        assert await ids(text="100% was_D") == ["s3"]
+        assert await ids(text="'QUOTED'") == ["s4"]
+        assert await ids(text="é") == [], "only letters of ASCII are the same"
+        assert await ids(text="s2") == ["s2"], "the beginning of an id"
+        assert await ids(text="2") == []
+        assert await ids(text="\0") == []
+        assert await ids(version=made[0].version) == ["s1", "s2", "s3", "s4"]
+        assert await ids(version=99) == []
+        assert await ids(started_from_ms=made[2].started_ms) == ["s3", "s4"]
+        assert await ids(updated_before_ms=made[2].updated_ms) == ["s1", "s2"]
+
+    async def test_pages_of_a_list_have_every_saga_once_in_either_order(self, store: Store) -> None:
+        made = [msgspec.structs.replace(row, started_ms=T0) for row in rows(await states_of(*"fbdace"))]
+        await store.save([Advance(TP, None, Checkpoint(9, ""), made)])
+        for newest_first in (False, True):
+            found: list[str] = []
+            query = Query(limit=4, newest_first=newest_first)
+            while page := await store.search(query):
+                found += [row.saga_id for row in page]
+                query = query._replace(after=place_of(page[-1]))
+            assert found == sorted("abcdef", reverse=newest_first)
+
+    async def test_activity_counts_starts_and_outcomes_by_stretches_of_time(self, store: Store) -> None:
+        made = rows(await states_of("s1", "s2", "s3", ended=("s3",)))
+        for number, row in enumerate(made):
+            made[number] = msgspec.structs.replace(row, started_ms=T0 + 1_000 * number)
+        made[2] = msgspec.structs.replace(made[2], finished_ms=T0 + 60_500)
+        await store.save([Advance(TP, None, Checkpoint(9, ""), made)])
+        assert sorted(await store.activity(T0, 2_000)) == [
+            Activity("order", "compensated", 30, 1),
+            Activity("order", "started", 0, 2),
+            Activity("order", "started", 1, 1),
+        ]
+        assert sorted(await store.activity(T0 + 2_001, 60_000)) == [Activity("order", "compensated", 0, 1)]
 
     async def test_more_sagas_than_a_statement_takes_values_are_loaded(self, store: Store) -> None:
         [state] = await states_of("s")

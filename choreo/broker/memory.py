@@ -26,6 +26,7 @@ from choreo.broker.embedded.rules import (
     check_size,
     check_spec,
     differences,
+    info_of,
     options_of,
     session_times,
 )
@@ -34,8 +35,10 @@ from choreo.broker.port import (
     Appended,
     AssignmentListener,
     Committed,
+    GroupInfo,
     Headers,
     Message,
+    TopicInfo,
     TopicPartition,
     TopicSpec,
 )
@@ -89,6 +92,12 @@ class MemoryBroker:
 
     async def offsets(self, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, tuple[int, int]]:
         return await self._log.offsets(tps)
+
+    async def topic_info(self, topic: str) -> TopicInfo:
+        return info_of(self._log.spec(topic))
+
+    async def group_info(self, group: str) -> GroupInfo:
+        return self._log.group_info(group)
 
     async def producer(self) -> MemoryProducer:
         producer = MemoryProducer(self._log)
@@ -290,6 +299,14 @@ class MemoryLog:
 
     async def committed(self, group: str, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, Committed]:
         return {tp: self._committed[group, tp] for tp in tps if (group, tp) in self._committed}
+
+    def group_info(self, group: str) -> GroupInfo:
+        state = self._groups.get(group)
+        return GroupInfo(
+            name=group,
+            members=() if state is None else state.alive(self._loop_ms()),
+            committed={tp: place for (name, tp), place in self._committed.items() if name == group},
+        )
 
     def _tell_if_grown(self, group: Group, generation: int) -> None:
         if group.generation != generation:

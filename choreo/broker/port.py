@@ -102,6 +102,55 @@ class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):
     message_bytes_max: int = 1_048_576
 
 
+class TopicInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a topic is, whoever made it.
+
+    Attributes:
+        retention_ms, retention_bytes: how long, and up to which size of a partition, records are kept; ``None`` for no
+            such bound.
+        compacted: older records of a key may be deleted, whatever else may be.
+        log_append_time: the broker stamps the records, not their writers.
+        replication_factor: the fewest copies that a partition has.
+        in_sync_min: copies that must have a record before it is acknowledged.
+    """
+
+    name: str
+    partitions: int
+    retention_ms: int | None
+    retention_bytes: int | None
+    compacted: bool
+    log_append_time: bool
+    replication_factor: int
+    in_sync_min: int
+    message_bytes_max: int
+
+
+class MemberInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A live member of a group.
+
+    Attributes:
+        name: the broker's for it, unique in the group.
+        host: where it is, as the broker says; may be empty.
+        partitions: those it has now; none while a rebalance is under way.
+    """
+
+    name: str
+    host: str
+    partitions: tuple[TopicPartition, ...]
+
+
+class GroupInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is in a consumer group and how far it is. A group that nobody ever joined has neither.
+
+    Attributes:
+        committed: only partitions for which something was committed.
+    """
+
+    name: str
+    members: tuple[MemberInfo, ...]
+    committed: Mapping[TopicPartition, Committed]
+
+
 class Producer(Protocol):
     """Appends records. Safe to share between tasks; sends may be in flight side by side."""
 
@@ -229,6 +278,14 @@ class Broker(Protocol):
 
     async def offsets(self, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, tuple[int, int]]:
         """For each partition: the earliest offset, and the offset that the next record will get."""
+        ...
+
+    async def topic_info(self, topic: str) -> TopicInfo:
+        """What the topic is. Raises ``TopicError`` if there is no such topic."""
+        ...
+
+    async def group_info(self, group: str) -> GroupInfo:
+        """Who is in the group and how far it is, without joining it. Raises ``BrokerUnavailable``."""
         ...
 
     async def producer(self) -> Producer: ...

@@ -487,3 +487,63 @@ async def test_a_topic_may_keep_records_longer_than_is_needed(broker: Broker) ->
     await broker.ensure_topics([TopicSpec(name=name, partitions=1, retention_ms=86_400_000)])
     with pytest.raises(TopicError, match=name):
         await broker.ensure_topics([TopicSpec(name=name, partitions=1, retention_ms=3 * 86_400_000)])
+
+
+# Looking from outside
+
+
+async def test_a_topic_is_described_as_it_was_made(broker: Broker, make_topic: MakeTopic) -> None:
+    info = await broker.topic_info(await make_topic(partitions=3, retention_ms=86_400_000))
+    assert (info.partitions, info.retention_ms, info.retention_bytes) == (3, 86_400_000, None)
+    assert (info.compacted, info.log_append_time) == (False, True)
+    assert info.replication_factor >= 1
+    assert info.in_sync_min >= 1
+    assert info.message_bytes_max == 1_048_576
+    info = await broker.topic_info(await make_topic(partitions=1, compacted=True))
+    assert info.compacted
+    info = await broker.topic_info(await make_topic(partitions=1))
+    assert info.retention_ms is None
+    with pytest.raises(TopicError):
+        await broker.topic_info(unique("missing"))
+
+
+async def test_a_group_that_nobody_joined_is_empty(broker: Broker) -> None:
+    info = await broker.group_info(unique("nobody"))
+    assert (info.members, dict(info.committed)) == ((), {})
+
+
+async def test_a_group_shows_who_has_what(broker: Broker, topic: str, group: str, start_member: StartMember) -> None:
+    first, second = await start_member(), await start_member()
+    await until(lambda: len(first.assignment()) == len(second.assignment()) == 2, first, second)
+    info = await broker.group_info(group)
+    assert sorted(member.partitions for member in info.members) == sorted(
+        tuple(sorted(member.assignment())) for member in (first, second)
+    )
+    await first.leave()
+    await until(lambda: len(second.assignment()) == 4, second)
+    assert [frozenset(m.partitions) for m in (await broker.group_info(group)).members] == [all_of(topic)]
+    await second.leave()
+    assert (await broker.group_info(group)).members == ()
+
+
+async def test_a_group_shows_how_far_it_is_and_what_it_said(broker: Broker, topic: str, group: str) -> None:
+    await send_all(broker, topic)
+    consumer = await consume(broker, group, topic)
+    messages = await collect(consumer, len(KEYS))
+    places = {message.tp: Committed(message.offset + 1, "f1:2") for message in messages if message.partition < 2}
+    await consumer.commit(places)
+    await consumer.close()
+    assert dict((await broker.group_info(group)).committed) == places
+
+
+async def test_a_dead_member_is_not_shown_for_long(
+    broker: Broker, group: str, start_mortal: StartMortal, topic: str
+) -> None:
+    mortal = await start_mortal()
+    async with asyncio.timeout(DEADLINE_S):
+        while not any(member.partitions for member in (await broker.group_info(group)).members):
+            await asyncio.sleep(0.05)
+    await mortal.die()
+    async with asyncio.timeout(DEADLINE_S):
+        while (await broker.group_info(group)).members:
+            await asyncio.sleep(0.05)

@@ -13,7 +13,17 @@ from typing import Any, TypeVar
 
 from choreo.broker.embedded.reading import EmbeddedConsumer, EmbeddedReader
 from choreo.broker.memory import MemoryBroker, MemoryLog
-from choreo.broker.port import Appended, AssignmentListener, Committed, Headers, Message, TopicPartition, TopicSpec
+from choreo.broker.port import (
+    Appended,
+    AssignmentListener,
+    Committed,
+    GroupInfo,
+    Headers,
+    Message,
+    TopicInfo,
+    TopicPartition,
+    TopicSpec,
+)
 from choreo.core import SagaState
 from choreo.errors import BrokerUnavailable, StoreError
 from choreo.store.memory import MemoryStore
@@ -166,6 +176,12 @@ class FaultyBroker:
 
     async def partition_of(self, topic: str, key: str) -> int:
         return await self._inner.partition_of(topic, key)
+
+    async def topic_info(self, topic: str) -> TopicInfo:
+        return await self._ask(lambda: self._inner.topic_info(topic))
+
+    async def group_info(self, group: str) -> GroupInfo:
+        return await self._ask(lambda: self._inner.group_info(group))
 
     async def offsets(self, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, tuple[int, int]]:
         return await self._ask(lambda: self._inner.offsets(tps))

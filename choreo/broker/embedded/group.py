@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from choreo.broker.port import TopicPartition
+from choreo.broker.port import MemberInfo, TopicPartition
 
 
 class Membership(msgspec.Struct):
@@ -106,6 +106,16 @@ class Group(msgspec.Struct):
     def owns(self, member: str, tp: TopicPartition) -> bool:
         owners = self.owners.get(tp.topic, ())
         return tp.partition < len(owners) and owners[tp.partition] == member
+
+    def alive(self, now_ms: int) -> tuple[MemberInfo, ...]:
+        """The members whose lease has not lapsed, and what they have."""
+        held: dict[str, list[TopicPartition]] = {
+            name: [] for name, member in self.members.items() if not member.lapsed(now_ms)
+        }
+        for tp, owner, _ in self._partitions():
+            if owner in held:
+                held[owner].append(tp)
+        return tuple(MemberInfo(name=name, host="", partitions=tuple(tps)) for name, tps in held.items())
 
     def _partitions(self) -> Iterator[tuple[TopicPartition, str | None, str | None]]:
         for topic, owners in self.owners.items():

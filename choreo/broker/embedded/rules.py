@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import SplitResult, parse_qsl
 
-from choreo.broker.port import COMMIT_METADATA_MAX_CHARS, Committed, Headers, TopicPartition, TopicSpec
+from choreo.broker.port import COMMIT_METADATA_MAX_CHARS, Committed, Headers, TopicInfo, TopicPartition, TopicSpec
 from choreo.errors import BrokerError, ConfigurationError, RecordTooLarge
 
 SESSION_TIMEOUT_MS = 6_000
@@ -33,6 +33,21 @@ def check_spec(spec: TopicSpec) -> None:
     """Raise ``ConfigurationError`` if no topic can be like this."""
     if spec.partitions < 1:
         raise ConfigurationError(f"topic {spec.name}: {spec.partitions} partitions; it needs at least 1")
+
+
+def info_of(spec: TopicSpec) -> TopicInfo:
+    """An embedded topic: one copy, stamped by the broker, kept by age alone."""
+    return TopicInfo(
+        name=spec.name,
+        partitions=spec.partitions,
+        retention_ms=spec.retention_ms,
+        retention_bytes=None,
+        compacted=spec.compacted,
+        log_append_time=True,
+        replication_factor=1,
+        in_sync_min=1,
+        message_bytes_max=spec.message_bytes_max,
+    )
 
 
 def differences(found: TopicSpec, wanted: TopicSpec) -> list[str]:

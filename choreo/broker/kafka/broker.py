@@ -18,12 +18,13 @@ from aiokafka.structs import TopicPartition as KafkaTopicPartition
 from choreo.broker.kafka.consumer import STOP_S, KafkaConsumer, new_consumer, started, stopped
 from choreo.broker.kafka.errors import translated, translating
 from choreo.broker.kafka.fetching import Quarantine, log_quarantined
+from choreo.broker.kafka.groups import COORDINATOR_MOVES, look_at_group
 from choreo.broker.kafka.internals import refusal
 from choreo.broker.kafka.producer import KafkaProducer, SupervisedProducer
 from choreo.broker.kafka.reader import KafkaReader
 from choreo.broker.kafka.settings import KafkaSettings
-from choreo.broker.kafka.topics import config_of_new, differences
-from choreo.broker.port import AssignmentListener, TopicPartition, TopicSpec
+from choreo.broker.kafka.topics import config_of_new, differences, info_of
+from choreo.broker.port import AssignmentListener, GroupInfo, TopicInfo, TopicPartition, TopicSpec
 from choreo.errors import BrokerUnavailable, ConfigurationError, TopicError
 
 OPEN_BACKOFF_S = 0.2
@@ -155,6 +156,22 @@ class KafkaBroker:
             async with asyncio.timeout(self.settings.request_timeout_ms / 1_000):
                 earliest, ends = await asyncio.gather(client.beginning_offsets(asked), client.end_offsets(asked))
         return {TopicPartition(*tp): (earliest[tp], ends[tp]) for tp in asked}
+
+    async def topic_info(self, topic: str) -> TopicInfo:
+        found = await self._describe()
+        if topic not in found:
+            raise TopicError(f"there is no topic {topic!r} at {self.url}")
+        configs = await self._configs([topic])
+        return info_of(topic, found[topic]["partitions"], configs.get(topic, {}))
+
+    async def group_info(self, group: str) -> GroupInfo:
+        with translating(f"group {group} at {self.url}"):
+            async with asyncio.timeout(self.settings.request_timeout_ms / 1_000):
+                while True:
+                    try:
+                        return await look_at_group(self._connected(), group)
+                    except COORDINATOR_MOVES:
+                        await asyncio.sleep(OPEN_BACKOFF_S)
 
     async def producer(self) -> KafkaProducer:
         async with self._producer_lock:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from choreo.broker.port import TopicSpec
+from choreo.broker.port import TopicInfo, TopicSpec
 
 RETENTION_FOR_EVER = "-1"
 AT_LEAST = frozenset({"retention.ms", "max.message.bytes"})  # settings of which more does no harm
@@ -51,6 +52,26 @@ def differences(spec: TopicSpec, partitions: int, replication_factor: int, confi
                 f"--entity-type topics --entity-name {spec.name} --add-config {name}={wanted}"
             )
     return found
+
+
+def info_of(name: str, partitions: Sequence[Mapping[str, Any]], config: Mapping[str, str]) -> TopicInfo:
+    """What Kafka says of a topic, in our words."""
+    return TopicInfo(
+        name=name,
+        partitions=len(partitions),
+        retention_ms=_bound(config, "retention.ms"),
+        retention_bytes=_bound(config, "retention.bytes"),
+        compacted="compact" in config.get("cleanup.policy", "delete"),
+        log_append_time=config.get("message.timestamp.type") == "LogAppendTime",
+        replication_factor=min(len(partition["replicas"]) for partition in partitions),
+        in_sync_min=_bound(config, "min.insync.replicas") or 1,
+        message_bytes_max=_bound(config, "max.message.bytes") or 0,
+    )
+
+
+def _bound(config: Mapping[str, str], name: str) -> int | None:
+    text = config.get(name, RETENTION_FOR_EVER)
+    return int(text) if text.isdigit() else None
 
 
 def _is_more(actual: str, wanted: str) -> bool:

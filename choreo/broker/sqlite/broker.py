@@ -14,9 +14,18 @@ from choreo.broker.embedded.changes import Changes
 from choreo.broker.embedded.group import Group, Membership, Standing
 from choreo.broker.embedded.log import Batch
 from choreo.broker.embedded.reading import EmbeddedConsumer, EmbeddedReader
-from choreo.broker.embedded.rules import HEARTBEAT_MS, SESSION_TIMEOUT_MS, options_of, session_times
+from choreo.broker.embedded.rules import HEARTBEAT_MS, SESSION_TIMEOUT_MS, info_of, options_of, session_times
 from choreo.broker.partitioning import partition_of_key
-from choreo.broker.port import Appended, AssignmentListener, Committed, Headers, TopicPartition, TopicSpec
+from choreo.broker.port import (
+    Appended,
+    AssignmentListener,
+    Committed,
+    GroupInfo,
+    Headers,
+    TopicInfo,
+    TopicPartition,
+    TopicSpec,
+)
 from choreo.broker.sqlite.file import LogFile
 from choreo.broker.sqlite.horizon import Horizon
 from choreo.broker.sqlite.tables import Snapshot, Transaction
@@ -82,6 +91,12 @@ class SqliteBroker:
 
     async def offsets(self, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, tuple[int, int]]:
         return await self._log.offsets(tps)
+
+    async def topic_info(self, topic: str) -> TopicInfo:
+        return info_of(await self._log.look(lambda snapshot: snapshot.topic(topic)))
+
+    async def group_info(self, group: str) -> GroupInfo:
+        return await self._log.group_info(group)
 
     async def producer(self) -> SqliteProducer:
         producer = SqliteProducer(self._log)
@@ -159,6 +174,7 @@ class SqliteLog:
         self.changes = Changes()
         self.heartbeat_s = heartbeat_ms / 1_000
         self._session_timeout_ms = session_timeout_ms
+        self._clock = clock
         self._horizon = Horizon(self.changes)
         self._writer = Writer("choreo-sqlite-writer", file, self._horizon, clock)
         self._follower = Follower("choreo-sqlite-follower", file, self._horizon, clock)
@@ -236,6 +252,15 @@ class SqliteLog:
 
     async def committed(self, group: str, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, Committed]:
         return await self.look(lambda snapshot: snapshot.committed(group, tps))
+
+    async def group_info(self, group: str) -> GroupInfo:
+        now_ms = int(self._clock.monotonic() * 1_000)  # the clock by which leases are renewed
+
+        def look(snapshot: Snapshot) -> GroupInfo:
+            members = snapshot.group(group).alive(now_ms)
+            return GroupInfo(name=group, members=members, committed=snapshot.committed_all(group))
+
+        return await self.look(look)
 
     async def _change(self, group: str, change: Callable[[Group], None]) -> None:
         def work(transaction: Transaction) -> None:

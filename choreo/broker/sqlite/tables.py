@@ -141,6 +141,18 @@ class Snapshot:
                 places[tp] = Committed(*row)
         return places
 
+    def committed_all(self, group: str) -> dict[TopicPartition, Committed]:
+        rows = self._connection.execute(
+            "SELECT topics.name, partitions.number, commits.offset, commits.metadata FROM commits "
+            "JOIN partitions ON partitions.id = commits.partition_id JOIN topics ON topics.id = partitions.topic_id "
+            "WHERE commits.group_name = ?",
+            (group,),
+        )
+        return {TopicPartition(topic, number): Committed(offset, text) for topic, number, offset, text in rows}
+
+    def group(self, name: str) -> Group:
+        return _group(self._connection, name)
+
     def _end(self, partition_id: int) -> int:
         (end,) = self._connection.execute("SELECT offset_next FROM partitions WHERE id = ?", (partition_id,)).fetchone()
         return int(end)
@@ -210,8 +222,7 @@ class Transaction:
                 self._create(spec)
 
     def group(self, name: str) -> Group:
-        row = self._connection.execute("SELECT state FROM consumer_groups WHERE name = ?", (name,)).fetchone()
-        return Group() if row is None else msgspec.json.decode(row[0], type=Group)
+        return _group(self._connection, name)
 
     def save(self, name: str, group: Group) -> None:
         self._connection.execute(
@@ -256,6 +267,11 @@ class Transaction:
             "INSERT INTO partitions (topic_id, number, offset_next, appended_ms) VALUES (?, ?, 0, 0)",
             [(cursor.lastrowid, number) for number in range(spec.partitions)],
         )
+
+
+def _group(connection: sqlite3.Connection, name: str) -> Group:
+    row = connection.execute("SELECT state FROM consumer_groups WHERE name = ?", (name,)).fetchone()
+    return Group() if row is None else msgspec.json.decode(row[0], type=Group)
 
 
 def _decoded(headers: bytes) -> Headers:

@@ -2,13 +2,14 @@
 
 Services, clients and the saga-log publish the contracts they hold when they start. Whoever needs a contract that it
 does not hold (a saga-log, a replay, an audit) finds it here: it was published before the first saga under it could be
-started.
+started. Beside them is what each service runs (``announcement``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from choreo.broker.announcement import ANNOUNCEMENT_HEADERS, Announcement, from_bytes, is_announcement, to_bytes
 from choreo.broker.port import Broker, TopicPartition
 from choreo.broker.topics import CONTRACTS_TOPIC, saga_topic, topic_specs
 from choreo.contract.document import from_json, to_json
@@ -34,6 +35,7 @@ class Registry:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._contracts: dict[tuple[str, int], Saga] = {}
+        self._services: dict[str, Announcement] = {}
         self._position = 0
         self.unreadable: tuple[str, ...] = ()
 
@@ -45,6 +47,19 @@ class Registry:
     def contracts(self) -> tuple[Saga, ...]:
         """All contracts, by name and version."""
         return tuple(self._contracts[key] for key in sorted(self._contracts))
+
+    @property
+    def services(self) -> tuple[Announcement, ...]:
+        """What the services said when they last started, by name."""
+        return tuple(self._services[name] for name in sorted(self._services))
+
+    def hosts(self, saga: str, version: int, step: str) -> tuple[Announcement, ...]:
+        """The services that say they run this step; one, if all is well."""
+        return tuple(
+            word
+            for word in self.services
+            if any((each.saga, each.version, each.step) == (saga, version, step) for each in word.steps)
+        )
 
     async def refresh(self) -> None:
         """Read the topic to its end. What is no contract is kept in ``unreadable`` and passed over.
@@ -70,6 +85,10 @@ class Registry:
 
     def _take(self, key: bytes | None, value: bytes) -> None:
         try:
+            if is_announcement(key):
+                word = from_bytes(value)
+                self._services[word.service] = word
+                return
             contract = from_json(value)
         except ChoreoError as error:
             self.unreadable = (*self.unreadable, f"{key!r}: {error}")
@@ -145,6 +164,24 @@ async def register(broker: Broker, sagas: Sequence[Saga]) -> Registry:
             await producer.close()
         await registry.refresh()
     return registry
+
+
+async def announce(broker: Broker, registry: Registry, words: Iterable[Announcement]) -> None:
+    """Publish what services run, where the registry does not say so yet.
+
+    Raises:
+        BrokerUnavailable: the log cannot be written.
+    """
+    known = {word.service: word for word in registry.services}
+    news = [word for word in words if known.get(word.service) != word]
+    if not news:
+        return
+    producer = await broker.producer()
+    try:
+        for word in news:
+            await producer.send(CONTRACTS_TOPIC, key=word.key, value=to_bytes(word), headers=ANNOUNCEMENT_HEADERS)
+    finally:
+        await producer.close()
 
 
 def _by_name(sagas: Iterable[Saga]) -> dict[str, list[Saga]]:

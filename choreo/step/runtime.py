@@ -8,8 +8,9 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from random import Random
 
+from choreo.broker.announcement import Announcement, announcement
 from choreo.broker.port import Broker, Producer
-from choreo.broker.registry import register
+from choreo.broker.registry import announce, register
 from choreo.clock import Clock, SystemClock
 from choreo.contract.saga import Saga
 from choreo.errors import DefinitionError
@@ -83,7 +84,7 @@ class StepRuntime:
         return "; ".join(reason for worker in self._workers if (reason := worker.not_ready_because())) or None
 
     async def run(self) -> None:
-        """Publish the contracts, join the groups, and work until ``stop``.
+        """Publish the contracts and what the services run, join the groups, and work until ``stop``.
 
         Cancelled, it ends at once and commits nothing, as if the process had died; use ``stop`` to end in order.
 
@@ -94,7 +95,8 @@ class StepRuntime:
         """
         self.metrics.show_build(loop=type(asyncio.get_running_loop()).__module__.partition(".")[0])
         try:
-            await register(self._broker, self._contracts())
+            registry = await register(self._broker, self._contracts())
+            await announce(self._broker, registry, self._announcements())
             async with AsyncExitStack() as stack:
                 producer = await self._broker.producer()
                 stack.push_async_callback(producer.close)
@@ -127,6 +129,9 @@ class StepRuntime:
     def _contracts(self) -> list[Saga]:
         found = {key: saga for service in self.services for key, saga in service.contracts.items()}
         return [found[key] for key in sorted(found)]
+
+    def _announcements(self) -> list[Announcement]:
+        return [announcement(each.name, each.group, self._hosted[each.name]) for each in self.services]
 
     def _worker(self, service: Service, producer: Producer, executor: Executor) -> Worker:
         clock, random, metrics, options = self._clock, self._random, self.metrics, self._options

@@ -1,7 +1,7 @@
 """Apache Kafka behind the port. The only package that sees aiokafka.
 
-``settings`` reads the URL, ``broker`` opens everything else, ``topics`` creates and verifies, ``groups`` looks at a group
-from outside, ``producer`` appends, ``fetching`` polls safely, ``salvage`` takes apart what cannot be parsed,
+``settings`` reads the URL, ``broker`` opens everything else, ``topics`` creates and verifies, ``groups`` looks at a
+group from outside, ``producer`` appends, ``fetching`` polls safely, ``salvage`` takes apart what cannot be parsed,
 ``consumer`` and ``reader`` are the two uses, ``stalls`` notices one that does not move, ``errors`` turns aiokafka's
 into ours, and ``internals`` is all of aiokafka that we use without its promise.
 

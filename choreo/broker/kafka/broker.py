@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +12,6 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, for_code
-from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from choreo.broker.kafka.consumer import STOP_S, KafkaConsumer, new_consumer, started, stopped
@@ -20,6 +19,7 @@ from choreo.broker.kafka.errors import translated, translating
 from choreo.broker.kafka.fetching import Quarantine, log_quarantined
 from choreo.broker.kafka.groups import COORDINATOR_MOVES, look_at_group
 from choreo.broker.kafka.internals import refusal
+from choreo.broker.kafka.partitioner import Partitioner
 from choreo.broker.kafka.producer import KafkaProducer, SupervisedProducer
 from choreo.broker.kafka.reader import KafkaReader
 from choreo.broker.kafka.settings import KafkaSettings
@@ -30,8 +30,6 @@ from choreo.errors import BrokerUnavailable, ConfigurationError, TopicError
 OPEN_BACKOFF_S = 0.2
 NO_ERROR, UNKNOWN_TOPIC, TOPIC_EXISTS = 0, 3, 36
 CLUSTER_DEFAULT = -1
-
-PARTITIONER = DefaultPartitioner()
 
 
 class KafkaBroker:
@@ -52,7 +50,9 @@ class KafkaBroker:
         self._producer: SupervisedProducer | None = None
         self._producer_lock = asyncio.Lock()
         self._partitions: dict[str, int] = {}
+        self._partitioner = Partitioner()
         self._partition_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._asking: Counter[str] = Counter()
         self._opened: list[KafkaConsumer | KafkaReader] = []
 
     @classmethod
@@ -176,7 +176,7 @@ class KafkaBroker:
     async def producer(self) -> KafkaProducer:
         async with self._producer_lock:
             if self._producer is None:
-                producer = SupervisedProducer(self.settings, self.url, self._partition_of)
+                producer = SupervisedProducer(self.settings, self.url, self._partition_of, self._partition_now)
                 with translating(f"producer at {self.url}"):
                     await producer.start()
                 self._producer = producer
@@ -200,6 +200,7 @@ class KafkaBroker:
             on_revoked=on_revoked,
             offsets=self.offsets,
             quarantine=self._quarantine,
+            partitioner=self._partitioner,
         )
         with translating(f"group {group} at {self.url}"):
             await consumer.start()
@@ -207,7 +208,9 @@ class KafkaBroker:
         return consumer
 
     async def reader(self) -> KafkaReader:
-        reader = KafkaReader(self.settings, offsets=self.offsets, quarantine=self._quarantine)
+        reader = KafkaReader(
+            self.settings, offsets=self.offsets, quarantine=self._quarantine, partitioner=self._partitioner
+        )
         with translating(f"reader at {self.url}"):
             await reader.start()
         self._keep(reader)
@@ -230,18 +233,27 @@ class KafkaBroker:
         self._opened = [*(each for each in self._opened if not each.closed), opened]
 
     async def _partition_of(self, topic: str, key: bytes) -> int:
-        count = await self._known_partitions(topic)
-        partition: int = PARTITIONER(key, range(count), ())
-        return partition
+        return self._partitioner.partition_of(topic, key, await self._known_partitions(topic))
+
+    def _partition_now(self, topic: str, key: bytes) -> int | None:
+        """The same without a wait, if it can be said so; ``None`` also while others wait for it, who came first."""
+        count = self._partitions.get(topic)
+        if count is None or self._asking[topic]:
+            return None
+        return self._partitioner.partition_of(topic, key, count)
 
     async def _known_partitions(self, topic: str) -> int:
         """The number of partitions, asked for once: it is fixed for the life of the topic."""
         # Through the lock even when the answer is known, so that sends keep the order of their calls: those who wait
         # for the first answer go on before those who come after it.
-        async with self._partition_locks[topic]:
-            if topic not in self._partitions:
-                self._partitions[topic] = await self.partitions(topic)
-            return self._partitions[topic]
+        self._asking[topic] += 1
+        try:
+            async with self._partition_locks[topic]:
+                if topic not in self._partitions:
+                    self._partitions[topic] = await self.partitions(topic)
+                return self._partitions[topic]
+        finally:
+            self._asking[topic] -= 1
 
     async def _offsets_from(self) -> AIOKafkaConsumer:
         async with self._offset_lock:

@@ -21,6 +21,7 @@ from aiokafka.structs import TopicPartition as KafkaTopicPartition
 from choreo.broker.kafka import internals
 from choreo.broker.kafka.errors import REBALANCED, translated, translating
 from choreo.broker.kafka.fetching import Fetching, Quarantine
+from choreo.broker.kafka.partitioner import Partitioner
 from choreo.broker.kafka.settings import KafkaSettings
 from choreo.broker.kafka.stalls import StallWatch
 from choreo.broker.port import (
@@ -63,6 +64,7 @@ class KafkaConsumer:
         on_revoked: AssignmentListener,
         offsets: Offsets,
         quarantine: Quarantine,
+        partitioner: Partitioner,
     ) -> None:
         self._settings = settings
         self._group = group
@@ -71,6 +73,7 @@ class KafkaConsumer:
         self._on_revoked = on_revoked
         self._offsets = offsets
         self._quarantine = quarantine
+        self._partitioner = partitioner
         self._kafka: AIOKafkaConsumer | None = None
         self._fetching: Fetching | None = None
         self._ours: frozenset[TopicPartition] = frozenset()
@@ -106,7 +109,7 @@ class KafkaConsumer:
         )
         await started(kafka, self._settings.open_timeout_ms / 1_000)
         self._kafka = kafka
-        self._fetching = Fetching(kafka, self._quarantine, lambda tp: self._start_of(kafka, tp))
+        self._fetching = Fetching(kafka, self._quarantine, lambda tp: self._start_of(kafka, tp), self._partitioner)
         self._joining_since = time.monotonic()
         self._watch.reset()
         kafka.subscribe(self._topics, listener=_Listener(self, kafka))

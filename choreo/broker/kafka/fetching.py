@@ -24,6 +24,7 @@ from aiokafka.structs import ConsumerRecord
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from choreo.broker.kafka import internals
+from choreo.broker.kafka.partitioner import Partitioner
 from choreo.broker.kafka.salvage import Quarantined, salvage
 from choreo.broker.port import Message
 
@@ -51,12 +52,16 @@ class Fetching:
 
     Args:
         start_of: where reading a partition begins that nothing was delivered of yet.
+        partitioner: learns where records of which key are.
     """
 
-    def __init__(self, kafka: AIOKafkaConsumer, quarantine: Quarantine, start_of: StartOf) -> None:
+    def __init__(
+        self, kafka: AIOKafkaConsumer, quarantine: Quarantine, start_of: StartOf, partitioner: Partitioner
+    ) -> None:
         self._kafka = kafka
         self._quarantine = quarantine
         self._start_of = start_of
+        self._partitioner = partitioner
         self._next: dict[KafkaTopicPartition, int] = {}
         self._moved: set[KafkaTopicPartition] = set()
         self._paused: set[KafkaTopicPartition] = set()
@@ -86,6 +91,7 @@ class Fetching:
                 continue
             messages += records
             self._next[tp] = internals.position(self._kafka, tp) or records[-1].offset + 1
+            self._partitioner.seen(tp.topic).update(dict.fromkeys([record.key for record in records], tp.partition))
         return messages
 
     def assigned(self, tps: Collection[KafkaTopicPartition]) -> None:

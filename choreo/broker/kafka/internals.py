@@ -26,6 +26,8 @@ from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
+from choreo.broker.port import Headers
+
 UNKNOWN_OFFSET = -1
 READ_COMMITTED = 1
 RAW_BYTES_MAX = 1_048_576  # the broker sends at least one whole batch, however large
@@ -92,6 +94,28 @@ async def fetch_raw(
             aborted = data[2 if response.API_VERSION >= 11 else -2] or []
             return bytes(data[-1] or b""), [(producer_id, first) for producer_id, first in aborted]
     return b"", []
+
+
+def append_now(
+    kafka: AIOKafkaProducer, tp: KafkaTopicPartition, key: bytes, value: bytes, headers: Headers
+) -> tuple[Any, Any] | None:
+    """Put a record into the batch that is filled for its partition: that batch, and the record's place in it.
+
+    ``None`` if there is no room, or anything else to wait for: the public ``send`` waits. That one makes a future for
+    each record, and a set of all partitions, which costs more than the rest of a send. Here the batch's own ``future``
+    tells of all its records.
+    """
+    accumulator = kafka._message_accumulator  # noqa: SLF001
+    if (
+        accumulator._closed  # noqa: SLF001
+        or accumulator._exception is not None  # noqa: SLF001
+        or tp.partition not in kafka._metadata._partitions.get(tp.topic, ())  # noqa: SLF001
+    ):
+        return None
+    batches = accumulator._batches.get(tp)  # noqa: SLF001
+    batch = batches[-1] if batches else accumulator._append_batch(accumulator.create_builder(), tp)  # noqa: SLF001
+    place = batch._builder.append(timestamp=None, key=key, value=value, headers=list(headers))  # noqa: SLF001
+    return None if place is None else (batch, place)
 
 
 def sender_task(kafka: AIOKafkaProducer) -> asyncio.Task[None]:

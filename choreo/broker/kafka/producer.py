@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 from aiokafka.structs import RecordMetadata
+from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from choreo.broker.kafka import internals
 from choreo.broker.kafka.errors import REFUSED, TOO_LARGE, translated
@@ -33,12 +36,13 @@ RESTART_BACKOFF_S = 0.2
 UNKNOWN = -1
 
 PartitionOf = Callable[[str, bytes], Awaitable[int]]
+PartitionNow = Callable[[str, bytes], int | None]
 
 
 class _Sending:
     """One record on its way."""
 
-    __slots__ = ("acked", "alone", "headers", "key", "partition", "topic", "value")
+    __slots__ = ("acked", "alone", "headers", "key", "partition", "sent_at", "topic", "value")
 
     def __init__(
         self,
@@ -55,16 +59,20 @@ class _Sending:
         self.value = value
         self.headers = headers
         self.acked = acked
+        self.sent_at = 0.0  # on the loop's clock, where nobody else looks after the deadline
         self.alone = False  # goes out in a batch of its own, to learn which record is too large
 
 
 class SupervisedProducer:
     """The producer of one broker object, behind every ``KafkaProducer``."""
 
-    def __init__(self, settings: KafkaSettings, url: str, partition_of: PartitionOf) -> None:
+    def __init__(
+        self, settings: KafkaSettings, url: str, partition_of: PartitionOf, partition_now: PartitionNow
+    ) -> None:
         self._settings = settings
         self._url = url
         self._partition_of = partition_of
+        self._partition_now = partition_now
         self._delivery_timeout_s = settings.delivery_timeout_ms / 1_000
         self._kafka: AIOKafkaProducer | None = None
         self._epoch = 0  # of the producer; what an older one reports about failures is out of date
@@ -73,6 +81,9 @@ class SupervisedProducer:
         self._closed = False
         self._unacked: dict[_Sending, None] = {}  # in the order of sending
         self._lanes: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._queued: Counter[tuple[str, int]] = Counter()  # who is in a lane, or waits for it
+        self._batches: dict[Any, list[tuple[_Sending, Any]]] = {}  # what was put into batches, and where there
+        self._overdue: asyncio.TimerHandle | None = None
         self.replaced = 0
 
     async def start(self) -> None:
@@ -87,7 +98,60 @@ class SupervisedProducer:
     async def send(self, topic: str, key: str, value: bytes, headers: Headers) -> Appended:
         """As ``Producer.send``."""
         key_bytes = key.encode()
-        acked: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        acked: asyncio.Future[Appended] = loop.create_future()
+        partition_now = self._partition_now(topic, key_bytes)
+        if partition_now is not None:
+            sending = _Sending(topic, partition_now, key_bytes, value, headers, acked)
+            if self._put_now(sending, loop):
+                try:
+                    return await acked
+                finally:
+                    self._unacked.pop(sending, None)
+        return await self._send_in_turn(topic, key_bytes, value, headers, acked)
+
+    def _put_now(self, sending: _Sending, loop: asyncio.AbstractEventLoop) -> bool:
+        """Put a record into a batch if that needs no wait: the way of nearly all. Otherwise it has to queue."""
+        kafka, tp = self._kafka, KafkaTopicPartition(sending.topic, sending.partition)
+        if self._closed or kafka is None or not self._ready.is_set() or self._queued[tp]:
+            return False
+        if len(sending.value) > self._settings.batch_bytes:
+            return False
+        put = internals.append_now(kafka, tp, sending.key, sending.value, sending.headers)
+        if put is None:
+            return False
+        batch, place = put
+        sent = self._batches.get(batch)
+        if sent is None:
+            sent = self._batches[batch] = []
+            batch.future.add_done_callback(partial(self._batch_answered, batch, self._epoch))
+        sent.append((sending, place))
+        self._unacked[sending] = None
+        sending.sent_at = loop.time()
+        if self._overdue is None:
+            self._overdue = loop.call_later(self._delivery_timeout_s, self._give_up_overdue, loop)
+        return True
+
+    def _give_up_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell those who have waited for too long, and look again when the next one may have."""
+        self._overdue = None
+        latest = loop.time() - self._delivery_timeout_s
+        for sending in list(self._unacked):
+            if not sending.sent_at:
+                continue  # its sender looks after its own deadline
+            if sending.sent_at > latest:
+                self._overdue = loop.call_at(sending.sent_at + self._delivery_timeout_s, self._give_up_overdue, loop)
+                return
+            self._refuse(sending, self._not_acknowledged(sending.topic))
+
+    def _not_acknowledged(self, topic: str) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            f"send to {topic} at {self._url}: not acknowledged within {self._settings.delivery_timeout_ms} ms"
+        )
+
+    async def _send_in_turn(
+        self, topic: str, key_bytes: bytes, value: bytes, headers: Headers, acked: asyncio.Future[Appended]
+    ) -> Appended:
         sending: _Sending | None = None
         try:
             async with asyncio.timeout(self._delivery_timeout_s):
@@ -95,13 +159,15 @@ class SupervisedProducer:
                 sending = _Sending(topic, partition, key_bytes, value, headers, acked)
                 # The lock hands on in the order of arrival. Without it, callers who wait for room in a full batch would
                 # be overtaken by callers who come when there is room again.
-                async with self._lanes[topic, partition]:
-                    await self._enqueue(sending)
+                self._queued[topic, partition] += 1
+                try:
+                    async with self._lanes[topic, partition]:
+                        await self._enqueue(sending)
+                finally:
+                    self._queued[topic, partition] -= 1
                 return await acked
         except TimeoutError:
-            raise BrokerUnavailable(
-                f"send to {topic} at {self._url}: not acknowledged within {self._settings.delivery_timeout_ms} ms"
-            ) from None
+            raise self._not_acknowledged(topic) from None
         finally:
             if sending is not None:
                 self._unacked.pop(sending, None)
@@ -117,6 +183,8 @@ class SupervisedProducer:
         await self.flush(CLOSE_S)
         self._closed = True
         self._epoch += 1
+        if self._overdue is not None:
+            self._overdue.cancel()
         self._ready.set()  # who still waits to send is told that it is over
         if self._replacement is not None:
             self._replacement.cancel()
@@ -171,6 +239,24 @@ class SupervisedProducer:
         self._unacked[sending] = None
         future.add_done_callback(lambda done: self._answered(sending, done, epoch))
 
+    def _batch_answered(self, batch: Any, epoch: int, future: asyncio.Future[RecordMetadata | None]) -> None:
+        sent = self._batches.pop(batch)
+        error = None if future.cancelled() else future.exception()
+        metadata = future.result() if error is None and not future.cancelled() else None
+        if metadata is not None and metadata.log_start_offset != UNKNOWN:
+            for sending, place in sent:
+                self._unacked.pop(sending, None)
+                if not sending.acked.done():
+                    append_ms = metadata.timestamp if metadata.timestamp != UNKNOWN else place.timestamp
+                    sending.acked.set_result(
+                        Appended(sending.topic, sending.partition, metadata.offset + place.offset, append_ms)
+                    )
+            return
+        if epoch == self._epoch:
+            for sending, _ in sent:
+                self._look_into(sending, error)
+            self._suspect(epoch, error)
+
     def _answered(self, sending: _Sending, future: asyncio.Future[RecordMetadata], epoch: int) -> None:
         error = None if future.cancelled() else future.exception()
         if error is None and not future.cancelled():
@@ -185,12 +271,15 @@ class SupervisedProducer:
             # "A duplicate, and I forgot where the first one is." Sent once more, the record has coordinates.
         if epoch != self._epoch:
             return  # its successor has sent the record again
+        self._look_into(sending, error)
+        # Whatever failed has used up sequence numbers: this producer's next batch would be refused.
+        self._suspect(epoch, error)
+
+    def _look_into(self, sending: _Sending, error: BaseException | None) -> None:
         if isinstance(error, TOO_LARGE) and not sending.alone:
             sending.alone = True  # the batch was too large; is it this record?
         elif error is not None and isinstance(error, (*TOO_LARGE, *REFUSED)):
             self._refuse(sending, translated(error, f"send to {sending.topic}"))
-        # Whatever failed has used up sequence numbers: this producer's next batch would be refused.
-        self._suspect(epoch, error)
 
     def _refuse(self, sending: _Sending, error: Exception) -> None:
         self._unacked.pop(sending, None)

@@ -14,6 +14,7 @@ from aiokafka.structs import TopicPartition as KafkaTopicPartition
 from choreo.broker.kafka.consumer import END_OFFSETS_S, HOPELESS, STOP_S, Offsets, new_consumer, started, stopped
 from choreo.broker.kafka.errors import translated
 from choreo.broker.kafka.fetching import Fetching, Quarantine
+from choreo.broker.kafka.partitioner import Partitioner
 from choreo.broker.kafka.settings import KafkaSettings
 from choreo.broker.kafka.stalls import StallWatch
 from choreo.broker.port import Message, TopicPartition
@@ -25,10 +26,13 @@ log = logging.getLogger(__name__)
 class KafkaReader:
     """Reads the partitions that were sought, on an aiokafka consumer that is replaced when it breaks or stalls."""
 
-    def __init__(self, settings: KafkaSettings, *, offsets: Offsets, quarantine: Quarantine) -> None:
+    def __init__(
+        self, settings: KafkaSettings, *, offsets: Offsets, quarantine: Quarantine, partitioner: Partitioner
+    ) -> None:
         self._settings = settings
         self._offsets = offsets
         self._quarantine = quarantine
+        self._partitioner = partitioner
         self._kafka: AIOKafkaConsumer | None = None
         self._fetching: Fetching | None = None
         self._sought: dict[KafkaTopicPartition, int] = {}
@@ -44,7 +48,7 @@ class KafkaReader:
         """
         kafka = new_consumer(self._settings, request_timeout_ms=self._settings.request_timeout_ms)
         await started(kafka, self._settings.open_timeout_ms / 1_000)
-        self._kafka, self._fetching = kafka, Fetching(kafka, self._quarantine, self._start_of)
+        self._kafka, self._fetching = kafka, Fetching(kafka, self._quarantine, self._start_of, self._partitioner)
         self._watch.reset()
         self._assign(kafka, self._fetching)
 

@@ -12,7 +12,9 @@ from choreo.cli.options import AsJson, BrokerUrl, Contract, Partitions, broker_u
 def topics(
     contracts: Annotated[list[Contract], Parameter(help="MODULE:NAME of each contract.")],
     *,
-    create: Annotated[bool, Parameter(negative="", help="Create what is missing, verify what is there.")] = False,
+    create: Annotated[
+        bool, Parameter(negative="", help="Create what is missing, verify what is there, register the contracts.")
+    ] = False,
     broker: BrokerUrl = None,
     partitions: Partitions = None,
     retention: Annotated[str, Parameter(help="How long records are kept; longer than any saga may take.")] = "7d",
@@ -23,7 +25,7 @@ def topics(
 
     Example: choreo topics services.order:ORDER --create --partitions 12 --replication 3 --broker kafka://localhost:9092
     """
-    from choreo.broker.registry import PARTITIONS_DEFAULT, ensure_saga_topics
+    from choreo.broker.registry import PARTITIONS_DEFAULT, ensure_saga_topics, register
     from choreo.broker.topics import topic_specs
     from choreo.cli.names import load
     from choreo.cli.process import run_async
@@ -51,6 +53,7 @@ def topics(
                     retention_ms=retention_ms,
                     replication_factor=replication,
                 )
+                await register(opened, sagas)
             finally:
                 await opened.close()
 

@@ -166,8 +166,14 @@ class Saga:
 
         problems: list[str] = []
         specs: list[StepSpec] = []
-        for step in steps:
+        for position, step in enumerate(steps, 1):
             previous = specs[-1].name if specs else None
+            if not isinstance(step, Step | StepSpec):
+                problems.append(
+                    f"argument {position} after the name is a {type(step).__name__}, not a Step; "
+                    'write Saga("order", Step("reserve"), Step("charge"))'
+                )
+                continue
             specs.append(
                 step if isinstance(step, StepSpec) else _fill_in(step, previous, compensate_on_failure, problems)
             )

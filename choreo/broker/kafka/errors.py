@@ -24,6 +24,12 @@ TOO_LARGE = (
     kafka_errors.RecordTooLargeError,
 )
 
+NOT_ALLOWED = (
+    kafka_errors.TopicAuthorizationFailedError,
+    kafka_errors.GroupAuthorizationFailedError,
+    kafka_errors.ClusterAuthorizationFailedError,
+)
+
 # No other attempt and no other producer would help the record.
 REFUSED = (
     kafka_errors.TopicAuthorizationFailedError,
@@ -38,6 +44,8 @@ def translated(error: BaseException, doing: str) -> ChoreoError:
     said = str(error) or type(error).__name__
     if isinstance(error, TOO_LARGE):
         return RecordTooLarge(f"{doing}: the broker refuses a record of this size ({said})")
+    if isinstance(error, NOT_ALLOWED):
+        return BrokerError(f"{doing}: not authorized: {said}; `choreo acl` prints the rights that each part needs")
     if isinstance(error, kafka_errors.UnknownTopicOrPartitionError | kafka_errors.InvalidTopicError):
         return TopicError(f"{doing}: no such topic or partition ({said})")
     if isinstance(error, TimeoutError | kafka_errors.KafkaTimeoutError):

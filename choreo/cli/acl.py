@@ -1,0 +1,54 @@
+"""``choreo acl``: the least that each part of a deployment must be allowed at the broker."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+
+def acl(
+    parts: Annotated[list[str], Parameter(help="MODULE:NAME of contracts and of step services, in any order.")],
+    *,
+    form: Annotated[
+        Literal["text", "kafka-acls", "strimzi", "json"],
+        Parameter(name="--format", help="For people, as commands, as KafkaUser resources, or for programs."),
+    ] = "text",
+    user: Annotated[
+        list[str] | None,
+        Parameter(help="ROLE=USER: who a role is to the broker, as payment=CN=payment; choreo-ROLE unless said."),
+    ] = None,
+    cluster: Annotated[str, Parameter(help="The Kafka cluster's name, for Strimzi.")] = "kafka",
+) -> int:
+    """Print the access rights of each part, from its contracts: the client, each step service, the saga-log, and so on.
+
+    Example: choreo acl services.order:ORDER services.payment:service --format kafka-acls --user payment=CN=payment
+    """
+    from choreo.access import principals, render
+    from choreo.cli.names import load
+    from choreo.contract import Saga
+    from choreo.errors import ConfigurationError
+    from choreo.saga_log.runtime import GROUP
+    from choreo.step import Service
+
+    sagas: set[str] = set()
+    services: list[tuple[str, str, list[str]]] = []
+    for part in parts:
+        match load(part, object):
+            case Saga() as saga:
+                sagas.add(saga.name)
+            case Service() as service:
+                own = [name for name, _ in service.contracts]
+                services.append((service.name, service.group, own))
+                sagas.update(own)
+            case other:
+                raise ConfigurationError(f"{part!r} is a {type(other).__name__}; a Saga or a Service is needed")
+    users: dict[str, str] = {}
+    for pair in user or ():
+        role, equals, name = pair.partition("=")
+        if not (role and equals and name):
+            raise ConfigurationError(f"--user {pair!r} must be ROLE=USER, as in payment=CN=payment")
+        users[role] = name
+    sys.stdout.write(render(principals(sagas, services, GROUP), form, users=users, cluster=cluster))
+    return 0

@@ -19,6 +19,8 @@
         ├── SagaFailed         it was compensated (raised by ``Client.run``)
         ├── StartRefused       the id is taken by a saga with another input
         ├── NotStuck           an operator's act finds nothing to act on
+        ├── NoSuchDeadLetter   no dead letter has this name
+        ├── NotRedriven        a dead letter cannot be written back, or was already
         └── WaitTimeout        the wait ended; the saga goes on (retriable)
 
 ``retriable`` says whether the same call may succeed later without a change by a person.
@@ -121,6 +123,14 @@ class StartRefused(SagaError):
 
 class NotStuck(SagaError):
     """An operator wants to act on a compensation that is not stuck (any more)."""
+
+
+class NoSuchDeadLetter(SagaError):
+    """No dead letter of this name is in the log (any more)."""
+
+
+class NotRedriven(SagaError):
+    """A dead letter was not written back: it was already, or what it held is gone."""
 
 
 class WaitTimeout(SagaError):

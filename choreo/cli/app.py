@@ -12,8 +12,8 @@ from choreo.cli.exits import Exit, complain, exit_of
 from choreo.errors import ChoreoError
 
 EPILOGUE = """
-Exit codes: 0 done, 1 the answer is no (a saga failed), 2 usage, 3 configuration, 4 broker, 5 no such saga,
-7 wait is over, 70 defect, 130 interrupted. Environment: CHOREO_BROKER, CHOREO_STORE, CHOREO_HTTP_HOST,
+Exit codes: 0 done, 1 the answer is no (a saga failed), 2 usage, 3 configuration, 4 broker, 5 no such saga (or
+dead letter), 7 wait is over, 70 defect, 130 interrupted. Environment: CHOREO_BROKER, CHOREO_STORE, CHOREO_HTTP_HOST,
 CHOREO_HTTP_PORT, CHOREO_LOG_LEVEL, CHOREO_LOG_FORMAT, CHOREO_PARTITIONS, CHOREO_SHUTDOWN_TIMEOUT_SECONDS.
 """
 
@@ -47,6 +47,7 @@ app.command("choreo.cli.topics:topics")
 app.command("choreo.cli.acl:acl")
 app.command("choreo.cli.replay:replay")
 app.command("choreo.cli.check_store:check_store", name="check-store")
+app.command("choreo.cli.dead_letters:dead_letters", name="dead-letters")
 gen = App(name="gen", help="Write the beginning of something.", help_format="plaintext")
 gen.command("choreo.cli.gen:saga")
 app.command(gen)

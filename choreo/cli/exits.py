@@ -5,7 +5,7 @@
 2    the command line is wrong
 3    a contract, a setting or a file is wrong
 4    the broker cannot be reached, or a topic is not as it has to be
-5    there is no such saga
+5    there is no such saga, or no such dead letter
 7    the wait is over, the work is not
 70   a defect of choreo
 130  interrupted
@@ -21,6 +21,7 @@ from choreo.errors import (
     ChoreoError,
     ConfigurationError,
     DefinitionError,
+    NoSuchDeadLetter,
     SagaError,
     SagaNotFound,
     StoreError,
@@ -50,7 +51,7 @@ def exit_of(error: ChoreoError) -> Exit:
             return Exit.CONFIGURATION
         case BrokerError():
             return Exit.BROKER
-        case SagaNotFound():
+        case SagaNotFound() | NoSuchDeadLetter():
             return Exit.NOT_FOUND
         case WaitTimeout():
             return Exit.TIMEOUT

@@ -61,7 +61,14 @@ def print_status(status: SagaStatus) -> None:
     again = f", round {status.round}" if status.round > 1 else ""
     console.print(Text(f"saga {status.saga} v{status.version} {status.saga_id}: {status.phase}{took}{again}"))
     if status.truncated:
-        console.print("its start is no longer in the log; nothing will be decided for it")
+        console.print("its start is not in the log (any more), or cannot be read; nothing will be decided for it")
+    if status.dead_letters:
+        console.print(
+            Text(
+                f"{status.dead_letters} record(s) under its id cannot be read: "
+                f"choreo dead-letters list {status.saga} --saga-id {status.saga_id}"
+            )
+        )
     if status.failure is not None:
         code = f" ({status.failure.code})" if status.failure.code else ""
         console.print(Text(f"failed at {status.step}: {status.failure.kind}{code} {status.failure.message}"))

@@ -9,7 +9,7 @@ Comments name the protocol rules by number; ``docs/protocol.md`` has them in ful
 
 from choreo.core.commands import record_of
 from choreo.core.due import Timer, next_due_ms, timers
-from choreo.core.fold import Folded, fold
+from choreo.core.fold import Folded, fold, refuse
 from choreo.core.state import Decision, Entry, Instance, Phase, SagaState
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "fold",
     "next_due_ms",
     "record_of",
+    "refuse",
     "timers",
 ]

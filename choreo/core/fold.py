@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from choreo.contract.saga import Saga
 from choreo.core.decide import decide
 from choreo.core.evolve import evolve
@@ -36,3 +38,13 @@ def fold(contract: Saga, state: SagaState, entry: Entry) -> Folded:
     decide(contract, draft)
     owed = draft.owed if not owed_before else tuple(one for one in draft.owed if one not in owed_before)
     return Folded(draft, owed, note)
+
+
+def refuse(state: SagaState, offset: int, at_ms: int) -> SagaState:
+    """The state after one more record under the saga's key that nobody can read: a dead letter (rule 18).
+
+    It means nothing, so it changes nothing but the mark. Of a saga without its start not even that is kept.
+    """
+    if offset <= state.offset or not state.started:
+        return state
+    return msgspec.structs.replace(state, dead_letters=state.dead_letters + 1, offset=offset, updated_ms=at_ms)

@@ -181,6 +181,7 @@ class SagaState(msgspec.Struct, omit_defaults=True):
         offset, updated_ms: of the last record folded.
         finished_ms: append time of the outcome's record; 0 until it is in the log.
         truncated: records were found, but not the start: retention has cut it off (rule 21).
+        dead_letters: how many records under its key nobody could read (rule 18).
     """
 
     saga_id: str
@@ -218,6 +219,7 @@ class SagaState(msgspec.Struct, omit_defaults=True):
     updated_ms: int = 0
     finished_ms: int = 0
     truncated: bool = False
+    dead_letters: int = 0
 
     @property
     def started(self) -> bool:

@@ -44,6 +44,7 @@ class SagaStatus(msgspec.Struct, frozen=True, kw_only=True):
         compensations: what was undone so far, in order.
         remaining: what is still to be undone, in order.
         truncated: the log no longer holds the start; nothing will be decided for this saga.
+        dead_letters: how many records under its id nobody could read; ``choreo dead-letters`` shows them.
     """
 
     saga: str
@@ -62,6 +63,7 @@ class SagaStatus(msgspec.Struct, frozen=True, kw_only=True):
     compensations: tuple[Undone, ...] = ()
     remaining: tuple[str, ...] = ()
     truncated: bool = False
+    dead_letters: int = 0
 
 
 def status_of(contract: Saga, state: SagaState) -> SagaStatus:
@@ -86,6 +88,7 @@ def status_of(contract: Saga, state: SagaState) -> SagaStatus:
         if state.failing and not state.only_forward and state.outcome is None
         else (),
         truncated=state.truncated,
+        dead_letters=state.dead_letters,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from choreo.errors import Undecodable, Unencodable
-from choreo.messages.headers import CONTENT_TYPES, JSON, MSGPACK, Headers, read_route
+from choreo.messages.headers import CONTENT_TYPES, JSON, MSGPACK, UNREADABLE, Headers, read_route
 from choreo.messages.records import AnyRecord, Record
 
 T = TypeVar("T")
@@ -53,6 +53,8 @@ def decode(key: bytes | None, value: bytes, headers: Headers, *, limits: Limits 
     Raises:
         Undecodable: too large, of an unknown content type or kind, malformed, or not keyed by its own saga id.
     """
+    if headers and headers[0][0] == UNREADABLE:
+        raise Undecodable(f"the broker's bytes cannot be taken apart: {headers[0][1].decode('utf-8', 'replace')}")
     if len(value) > limits.value_bytes_max:
         raise Undecodable(f"value has {len(value)} bytes; at most {limits.value_bytes_max} are allowed")
     if len(headers) > limits.header_count_max:

@@ -13,6 +13,9 @@ from choreo.messages.records import TYPE_BY_TAG, Record, RoundStarted, StepRecor
 
 Headers = tuple[tuple[str, bytes], ...]
 
+UNREADABLE = "choreo_unreadable"
+"""The first header of a message that a broker's adapter could not take apart without loss; its value says why."""
+
 JSON = "application/json"
 MSGPACK = "application/msgpack"
 CONTENT_TYPES = (JSON, MSGPACK)

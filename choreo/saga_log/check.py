@@ -18,7 +18,7 @@ from choreo.broker.port import Broker, Message, TopicPartition
 from choreo.broker.registry import Registry
 from choreo.broker.topics import saga_topic
 from choreo.contract.saga import Saga
-from choreo.core import SagaState, fold
+from choreo.core import SagaState, fold, refuse
 from choreo.saga_log.intake import Refused, Unheld, contract_of, read_entry
 from choreo.saga_log.replay import records
 from choreo.saga_log.shard import mark_of
@@ -252,6 +252,7 @@ class _Part:
         """Fold the next message as a saga-log would have."""
         entry = read_entry(message, self._checked.saga)
         if isinstance(entry, Refused):
+            self._refuse(message)
             return
         saga_id = entry.record.saga_id
         if saga_id in self.unfolded or message.offset in self._parked.get(saga_id, ()):
@@ -259,13 +260,21 @@ class _Part:
         state = self.state(saga_id) or SagaState(saga_id)
         contract = contract_of(self._registry.get, state, entry.record)
         if isinstance(contract, Refused):
+            self._refuse(message)
             return
         if isinstance(contract, Unheld):
             self.unfolded.add(saga_id)
             self._checked.differ(self._tp, saga_id, "saga", "not compared", str(contract))
             return
-        folded = fold(contract, state, entry).state
         self._contracts[saga_id] = contract
+        self._put(saga_id, fold(contract, state, entry).state)
+
+    def _refuse(self, message: Message) -> None:
+        saga_id = (message.key or b"").decode("utf-8", "replace")
+        if saga_id not in self.unfolded and (state := self.state(saga_id)) is not None:
+            self._put(saga_id, refuse(state, message.offset, message.timestamp_ms))
+
+    def _put(self, saga_id: str, folded: SagaState) -> None:
         if is_resting(folded):
             self._states.pop(saga_id, None)
             self._resting[saga_id] = encoded(folded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from choreo.broker.dead_letter import dead_letter_headers
+from choreo.broker.dead_letter import dead_letter_headers, letter_key
 from choreo.broker.port import Message
 from choreo.broker.topics import dead_letter_topic
 from choreo.errors import RecordTooLarge
@@ -32,12 +32,21 @@ class DeadLetters:
         Returns:
             False if the broker is away and we are no longer wanted.
         """
-        ours = dead_letter_headers(message, error=why.error_type, about=why.message, source=SOURCE)
-        key = (message.key or b"").decode("utf-8", "replace")
-        for value, headers in ((message.value, (*message.headers, *ours)), (message.value, ours), (b"", ours)):
+        for cut, value, own in (
+            ("", message.value, message.headers),
+            ("headers", message.value, ()),
+            ("value", b"", ()),
+        ):
+            ours = dead_letter_headers(
+                message, reason=why.reason, error=why.error_type, about=why.message, source=SOURCE, cut=cut
+            )
             try:
                 appended = await self._outbound.bytes(
-                    dead_letter_topic(saga), key=key, value=value, headers=headers, wanted=wanted
+                    dead_letter_topic(saga),
+                    key=letter_key(message),
+                    value=value,
+                    headers=(*own, *ours),
+                    wanted=wanted,
                 )
             except RecordTooLarge:
                 continue

@@ -15,7 +15,7 @@ from choreo.broker.port import Broker, Message, TopicPartition
 from choreo.broker.registry import Registry
 from choreo.broker.topics import saga_topic
 from choreo.contract.saga import Saga
-from choreo.core import Decision, Entry, SagaState, fold
+from choreo.core import Decision, Entry, SagaState, fold, refuse
 from choreo.core.state import Note
 from choreo.saga_log.intake import Contracts, Refused, Unheld, contract_of, read_entry
 
@@ -258,3 +258,9 @@ class _Part:
 
     def _refuse(self, message: Message, why: Refused | Unheld) -> None:
         self.problems.append(Problem(message.tp, message.offset, message.timestamp_ms, message.key, why))
+        saga_id = (message.key or b"").decode("utf-8", "replace")
+        if isinstance(why, Refused) and saga_id not in self._waiting:
+            if saga_id in self._given:
+                self.revived.add(saga_id.encode())
+            elif (state := self._states.get(saga_id)) is not None:
+                self._states[saga_id] = refuse(state, message.offset, message.timestamp_ms)

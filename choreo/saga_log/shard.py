@@ -23,7 +23,7 @@ from zlib import crc32
 
 from choreo.broker.port import Message, TopicPartition
 from choreo.contract.saga import Saga
-from choreo.core import Decision, Entry, Folded, Phase, SagaState, Timer, fold, next_due_ms, timers
+from choreo.core import Decision, Entry, Folded, Phase, SagaState, Timer, fold, next_due_ms, refuse, timers
 from choreo.saga_log.intake import Contracts, Refused, Unheld, contract_of, read_entry
 from choreo.saga_log.timer import EARLY_PAUSE_MS, Timers
 from choreo.store.port import Advance, Checkpoint
@@ -254,7 +254,7 @@ class Shard:
     def _take(self, message: Message, applied: Applied) -> None:
         entry = read_entry(message, self.saga)
         if isinstance(entry, Refused):
-            applied.refused.append((message, entry))
+            self._refuse(message, entry, applied)
             return
         saga_id = entry.record.saga_id
         if saga_id in self.parked:
@@ -263,7 +263,7 @@ class Shard:
         before = self._state(saga_id)
         contract = contract_of(self._contracts, before, entry.record)
         if isinstance(contract, Refused):
-            applied.refused.append((message, contract))
+            self._refuse(message, contract, applied)
         elif isinstance(contract, Unheld):
             self._park(message, contract, applied)
         else:
@@ -271,6 +271,15 @@ class Shard:
             self._put(before, folded.state)
             self._changed[saga_id] = contract
             applied.seen.append(Seen(entry, before, folded))
+
+    def _refuse(self, message: Message, why: Refused, applied: Applied) -> None:
+        """It goes to the dead letters; the saga whose key it has, if there is one, is marked."""
+        applied.refused.append((message, why))
+        before = self._state((message.key or b"").decode("utf-8", "replace"))
+        contract = self._contract(before)
+        if before.started and contract is not None and before.saga_id not in self.parked:
+            self._put(before, refuse(before, message.offset, message.timestamp_ms))
+            self._changed[before.saga_id] = contract
 
     def _park(self, message: Message, why: Unheld | None, applied: Applied) -> None:
         assert message.key is not None, "what was decoded has a key"

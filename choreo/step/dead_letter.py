@@ -1,13 +1,16 @@
-"""Records that nobody here can handle: kept as they are, with the reason, in a topic of their own (rule 18)."""
+"""Triggers that nobody here can handle, kept as they are, with the reason, in a topic of their own (rule 18).
+
+What is no record at all is the saga-log's to keep: it reads everything, and one letter for each is enough.
+"""
 
 from __future__ import annotations
 
 import logging
 
-from choreo.broker.dead_letter import dead_letter_headers
+from choreo.broker.dead_letter import dead_letter_headers, letter_key
 from choreo.broker.port import Message
 from choreo.broker.topics import dead_letter_topic
-from choreo.errors import BrokerError
+from choreo.errors import BrokerError, RecordTooLarge
 from choreo.observe.metrics import DeadLetterReason, Metrics
 from choreo.step.publish import Publisher
 
@@ -22,7 +25,7 @@ class DeadLetters:
         self._service = service
         self._metrics = metrics
 
-    async def bury(self, message: Message, saga: str, reason: DeadLetterReason, about: str) -> None:
+    async def bury(self, message: Message, saga: str, reason: DeadLetterReason, error: str, about: str) -> None:
         """Append the original key, value and headers, and after those where they were found and why they are here."""
         topic = dead_letter_topic(saga)
         logger.warning(
@@ -31,11 +34,18 @@ class DeadLetters:
             about,
             extra={"topic": message.topic, "partition": message.partition, "offset": message.offset},
         )
-        key = (message.key or b"").decode("utf-8", "replace")
-        ours = dead_letter_headers(message, error=reason, about=about, source=f"/choreo/{self._service}")
-        try:
-            await self._publisher.send(topic, key=key, value=message.value, headers=(*message.headers, *ours))
-        except BrokerError as error:
-            # With its reason a record at the size limit can be over it. The original stays where it was found.
-            logger.error("the record cannot be kept in %s: %s", topic, error)  # noqa: TRY400  # no bug to trace
+        source = f"/choreo/{self._service}"
+        for cut, value, own in (
+            ("", message.value, message.headers),
+            ("headers", message.value, ()),
+            ("value", b"", ()),
+        ):
+            ours = dead_letter_headers(message, reason=reason, error=error, about=about, source=source, cut=cut)
+            try:
+                await self._publisher.send(topic, key=letter_key(message), value=value, headers=(*own, *ours))
+            except RecordTooLarge:
+                continue
+            except BrokerError as failure:
+                logger.error("the record cannot be kept in %s: %s", topic, failure)  # noqa: TRY400  # no bug to trace
+            break
         self._metrics.dead_letters.labels(message.topic, reason).inc()

@@ -51,8 +51,8 @@ class Refusals:
         self._draw_run = draw_run
 
     async def undecodable(self, delivery: Delivery, place: Place, about: str) -> None:
-        """Nobody can read the record (rule 18): nothing was ever run for it."""
-        await self._dead_letters.bury(delivery.message, place.saga, "undecodable", about)
+        """Nobody can read the record (rule 18): nothing was ever run for it. The saga-log keeps it as a dead letter."""
+        logger.warning("a trigger cannot be read and fails its step: %s", about)
         await self._answer(delivery, place, plain_failure("rejected", "undecodable", about), "none")
 
     async def internal_error(self, delivery: Delivery, place: Place, error: Exception) -> None:
@@ -77,7 +77,7 @@ class Refusals:
         finally:
             parked.dec()
         effect: KnownEffect = "none" if message.offset >= place.end_at_assignment else "unknown"
-        await self._dead_letters.bury(message, place.saga, "unknown_version", about)
+        await self._dead_letters.bury(message, place.saga, "unknown_version", "UnknownVersion", about)
         failure = plain_failure("rejected", "unknown_version", about)
         await self._answer(delivery, place, failure, effect, version=record.version)
 

@@ -27,7 +27,9 @@ from choreo.broker.kafka.salvage import Salvage, salvage
 from choreo.broker.kafka.settings import KafkaSettings
 from choreo.broker.kafka.stalls import StallWatch
 from choreo.broker.port import Appended, Committed, Consumer, Message, Reader, TopicPartition, TopicSpec
-from choreo.errors import BrokerUnavailable, ChoreoError, ConfigurationError, RecordTooLarge, TopicError
+from choreo.errors import BrokerUnavailable, ChoreoError, ConfigurationError, RecordTooLarge, TopicError, Undecodable
+from choreo.messages.codec import decode
+from choreo.messages.headers import UNREADABLE
 from deploy.kafka.local_kafka import LocalKafka
 
 DEADLINE_S = 60  # for what happens soon in a good adapter; only a broken one gets here
@@ -161,7 +163,7 @@ async def append_with_a_hole_behind(broker: KafkaBroker, topic: str) -> None:
 
 @kafka
 @pytest.mark.parametrize("role", ["consumer", "reader"])
-async def test_a_header_key_that_is_not_text_is_passed_over_and_the_records_around_it_are_delivered(
+async def test_a_header_key_that_is_not_text_is_delivered_under_a_mark_and_keeps_no_other_record_back(
     broker: KafkaBroker, poison: Poison, role: str
 ) -> None:
     topic = await make_topic(broker, partitions=3)
@@ -177,8 +179,18 @@ async def test_a_header_key_that_is_not_text_is_passed_over_and_the_records_arou
         source = await broker.reader()
         for partition in range(3):
             source.seek(TopicPartition(topic, partition), 0)
-    messages = await collect(source, 6)
+    found = await collect(source, 10)
 
+    unreadable = [message for message in found if message.header(UNREADABLE) is not None]
+    places = sorted((message.topic, message.partition, message.offset) for message in unreadable)
+    assert places == [(topic, 1, 1), (topic, 1, 3), (topic, 1, 4), (topic, 2, 0)]
+    assert {(message.key, message.value, message.headers[1:]) for message in unreadable} == {
+        (b"key", b"bad", (("\\xff" * 11, b"1"),))
+    }
+    assert all(message.timestamp_ms > 0 for message in unreadable)
+    with pytest.raises(Undecodable, match="cannot be taken apart: UnicodeDecodeError"):
+        decode(unreadable[0].key, unreadable[0].value, unreadable[0].headers)
+    messages = [message for message in found if message.header(UNREADABLE) is None]
     values = [message.value for message in sorted(messages, key=lambda message: (message.partition, message.offset))]
     assert values == [b"0-a", b"0-b", b"1-a", b"1-b", b"1-c", b"2-a"]
     assert sorted(poison.places()) == [(topic, 1, 1), (topic, 1, 3), (topic, 1, 4), (topic, 2, 0)]
@@ -197,7 +209,7 @@ async def test_a_record_that_cannot_be_read_is_found_behind_a_hole_in_the_offset
 
     reader = await broker.reader()
     reader.seek(TopicPartition(topic, 0), 0)
-    assert [message.value for message in await collect(reader, 2)] == [b"0", b"3"]
+    assert [message.value for message in await collect(reader, 3)] == [b"0", b"bad", b"3"]
     assert poison.places() == [(topic, 0, 2)]
 
 
@@ -545,7 +557,8 @@ def test_a_batch_gives_up_its_good_records_and_the_bytes_of_the_bad_ones(gzip: b
 def test_a_batch_is_read_in_portions() -> None:
     raw = raw_batch([b"0", b"bad", b"2", b"bad", b"4"])
     first = apart(raw, 0, records_max=1)
-    second = apart(raw, first.offset_next, records_max=2)
+    second = apart(raw, first.offset_next, records_max=4)
+    assert first.offset_next == 1
     assert [message.offset for message in [*first.messages, *second.messages]] == [0, 2, 4]
     assert [record.offset for record in [*first.quarantined, *second.quarantined]] == [1, 3]
     assert second.offset_next == 5

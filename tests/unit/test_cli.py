@@ -105,10 +105,13 @@ def test_a_wrong_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) ->
         "skip",
         "resolve",
         "check-store",
+        "dead-letters list",
+        "dead-letters show",
+        "dead-letters redrive",
     ],
 )
 def test_help_of_every_verb_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command([verb, "--help"]) == Exit.DONE
+    assert run_command([*verb.split(), "--help"]) == Exit.DONE
     assert f"choreo {verb}" in capsys.readouterr().out
 
 

@@ -16,6 +16,7 @@ import pytest
 from choreo.broker.memory import MemoryBroker
 from choreo.broker.port import TopicPartition
 from choreo.broker.registry import register
+from choreo.client import Client
 from choreo.contract import Saga, Step
 from choreo.core import Phase, SagaState
 from choreo.errors import BrokerUnavailable, ConfigurationError, StoreError
@@ -749,11 +750,34 @@ async def test_bytes_that_are_no_record_go_to_the_dead_letters_and_the_partition
     assert (letter.key, letter.value) == (b"s", b"\xff\x00")
     headers = dict(letter.headers)
     assert headers["foreign"] == b"\xfe"
-    assert headers["choreo_error_type"] == b"Undecodable"
+    assert (headers["choreo_error_reason"], headers["choreo_error_type"]) == (b"undecodable", b"Undecodable")
     assert b"not a record of choreo" in headers["choreo_error_message"]
     assert (headers["choreo_original_topic"], headers["choreo_original_partition"]) == (b"choreo.order", b"0")
     assert (headers["choreo_original_offset"], int(headers["choreo_original_timestamp"]) > 0) == (b"1", True)
     assert value(metrics, "choreo_dead_letters_total", topic="choreo.order", reason="undecodable") == 1
+
+
+async def test_a_saga_with_a_dead_letter_says_so_in_memory_in_the_store_and_in_every_fold() -> None:
+    broker = await a_broker(LINE)
+    pen = await a_pen(broker, LINE)
+    store = MemoryStore()
+    await pen.raw("s", b"before the start, of which nothing is known yet")
+    await pen.start("s")
+    await pen.raw("s", b"?")
+    await pen.start("t", contract_hash="f" * 32)
+    await pen.start("t")
+    await pen.start("t", contract_hash="f" * 32)
+    async with running(broker, LINE, store=store) as log:
+        await until(lambda: log.states().get("t", SagaState("t")).dead_letters == 1)
+        assert log.states()["s"].dead_letters == 1
+        await pen.completed("s", "a")
+        await until(lambda: log.states()["s"].standing == {"a": 1})
+    stored = await store.find("order", "s")
+    assert stored is not None
+    assert stored.dead_letters == 1
+    async with Client(broker) as client:
+        assert (await client.status(LINE, "s")).dead_letters == 1
+        assert (await client.status(LINE, "t")).dead_letters == 1
 
 
 async def test_a_rebuild_does_not_write_dead_letters_again() -> None:
@@ -781,8 +805,9 @@ async def test_a_dead_letter_that_is_too_large_with_its_reason_keeps_what_fits()
 
         await until(letters)
     first, second = await messages_of(broker, "choreo.order.dead-letters")
-    assert (first.value, first.header("foreign")) == (b"", None)
+    assert (first.value, first.header("foreign"), first.header("choreo_original_cut")) == (b"", None, b"value")
     assert (len(second.value), second.header("foreign")) == (500_000, None)
+    assert second.header("choreo_original_cut") == b"headers"
 
 
 async def test_a_start_under_a_changed_contract_is_refused() -> None:

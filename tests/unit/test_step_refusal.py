@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from choreo.broker.dead_letter import read_dead_letter
 from choreo.contract import Saga, Step
 from choreo.messages.codec import encode
 from choreo.messages.headers import JSON, make_headers
@@ -34,25 +35,18 @@ def headers_of(record: Any, **changes: bytes) -> tuple[tuple[str, bytes], ...]:
     return tuple((name, changes.get(name.replace("-", "_"), text)) for name, text in made)
 
 
-async def test_an_undecodable_trigger_fails_its_step_from_the_headers_and_is_kept() -> None:
+async def test_an_undecodable_trigger_fails_its_step_from_the_headers() -> None:
     world = await make_world()
     trigger = completed(round=3)
     async with running(world, payment()) as handle:
         await world.send_raw("s-1", b"{no json", headers_of(trigger))
         answer = await world.answer(StepFailed)
         await until_committed(world)
-        assert value(handle, "choreo_dead_letters_total", topic="choreo.order", reason="undecodable") == 1
         assert value(handle, "choreo_step_events_total", result="failed") == 1
     assert (answer.saga_id, answer.start, answer.step, answer.round) == ("s-1", trigger.start, "charge_card", 3)
     assert (answer.failure.kind, answer.failure.code, answer.effect) == ("rejected", "undecodable", "none")
-    (letter,) = await world.dead_letters()
-    assert (letter.key, letter.value) == (b"s-1", b"{no json")
-    assert letter.headers[: len(headers_of(trigger))] == headers_of(trigger)
-    assert letter.header("choreo_error_type") == b"undecodable"
-    assert (letter.header("choreo_error_message") or b"").startswith(b"not a record of choreo: ")
-    assert letter.header("choreo_original_topic") == b"choreo.order"
-    assert letter.header("choreo_original_offset") == b"0"
-    assert letter.header("choreo_error_source") == b"/choreo/payment"
+    assert answer.failure.message.startswith("not a record of choreo: ")
+    assert await world.dead_letters() == [], "the saga-log keeps it, once for all services"
 
 
 async def test_an_undecodable_compensate_fails_from_the_headers() -> None:
@@ -86,13 +80,14 @@ async def test_an_undecodable_trigger_is_answered_once_also_after_a_crash() -> N
         ("s-1", {"choreo_round": b"99999999"}),
     ],
 )
-async def test_headers_that_no_answer_can_be_made_from_leave_a_dead_letter(key: str, changes: dict[str, bytes]) -> None:
+async def test_headers_that_no_answer_can_be_made_from_stop_nothing(key: str, changes: dict[str, bytes]) -> None:
     world = await make_world()
     async with running(world, payment()):
         await world.send_raw(key, b"{", headers_of(completed(), **changes))
         await until_committed(world)
-    assert len(await world.dead_letters()) == 1
-    assert await world.log() == []
+        await world.send(completed("s-2"))
+        await world.answer(StepCompleted)
+    assert {entry.record.saga_id for entry in await world.log()} == {"s-2"}
 
 
 async def test_the_record_is_believed_and_not_its_headers() -> None:
@@ -168,6 +163,12 @@ async def test_past_a_limit_a_version_that_is_not_held_is_handed_on_as_failed(tr
         assert value(handle, "choreo_dead_letters_total", reason="unknown_version") == 2
     assert (answer.version, answer.failure.code, answer.effect) == (2, "unknown_version", "none")
     assert (undone.version, undone.failure.code) == (2, "unknown_version")
+    first, _ = await world.dead_letters()
+    letter = read_dead_letter(first)
+    assert letter is not None
+    assert (letter.id, letter.topic, letter.key, letter.value) == ("0/0", "choreo.order", b"s-1", encode(trigger))
+    assert letter.headers == make_headers(trigger, source="/test", content_type=JSON)
+    assert (letter.reason, letter.error, letter.source) == ("unknown_version", "UnknownVersion", "/choreo/payment")
 
 
 async def test_the_limit_of_a_parked_record_counts_from_its_append() -> None:
@@ -204,8 +205,9 @@ async def test_an_error_of_choreos_own_fails_the_step_and_not_the_service(monkey
 async def test_a_dead_letter_that_cannot_be_kept_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     world = await make_world()
     del world.broker._log.specs["choreo.order.dead-letters"]
-    async with running(world, payment()) as handle:
-        await world.send_raw("s-1", b"{", headers_of(completed()))
+    options = msgspec.structs.replace(QUICK, park_limit_s=0.05)
+    async with running(world, payment(), options=options) as handle:
+        await world.send(completed(version=2))
         await world.answer(StepFailed)
         await until_committed(world)
         await until(lambda: value(handle, "choreo_dead_letters_total") == 1)

@@ -8,7 +8,8 @@ Three of its habits would lose or block records, and this module is the answer t
   know ourselves what was delivered, and go back there.
 - A record whose header key is not UTF-8, or whose batch has a wrong checksum, makes ``getmany`` raise at the same place
   for ever. So the next batch of each partition is then fetched as bytes and taken apart by ``salvage``: what can be
-  read is delivered, what cannot goes to quarantine, and reading goes on behind it.
+  read is delivered as it is, what cannot goes to quarantine and is delivered under a mark, so that it becomes a dead
+  letter like other bytes that are no record; and reading goes on behind it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from choreo.broker.kafka import internals
 from choreo.broker.kafka.partitioner import Partitioner
-from choreo.broker.kafka.salvage import Quarantined, salvage
+from choreo.broker.kafka.salvage import Quarantined, marked, salvage
 from choreo.broker.port import Message
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ Batches = dict[KafkaTopicPartition, list[Message]]
 
 def log_quarantined(record: Quarantined) -> None:
     """What happens to a record that cannot be read unless somebody asks for more."""
-    log.error("record %s[%d]@%d cannot be read and is passed over: %s", *record[:4])
+    log.error("record %s[%d]@%d cannot be read: %s", *record[:4])
 
 
 class Fetching:
@@ -193,9 +194,10 @@ class Fetching:
             self._quarantine(record)
         with contextlib.suppress(IllegalStateError):
             self._kafka.seek(tp, found.offset_next)
-            if not found.messages:
+            if not found.messages and not found.quarantined:
                 self._next[tp] = found.offset_next
-        return found.messages
+        messages = [*found.messages, *map(marked, found.quarantined)]
+        return sorted(messages, key=lambda message: message.offset)
 
 
 def message_of(record: ConsumerRecord) -> Message:

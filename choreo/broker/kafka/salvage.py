@@ -18,6 +18,7 @@ from aiokafka.errors import UnsupportedCodecError
 from aiokafka.record.util import calc_crc32c
 
 from choreo.broker.port import Message
+from choreo.messages.headers import UNREADABLE
 
 HEADER = struct.Struct(">qiibIhiqqqhii")
 CRC_COVERS_FROM = 21
@@ -38,9 +39,10 @@ RawHeaders = tuple[tuple[bytes, bytes | None], ...]
 
 
 class Quarantined(NamedTuple):
-    """A record that cannot be read. It stays in the log; readers pass over it.
+    """A record that cannot be read. It stays in the log; readers get it under a mark, as ``marked`` has it.
 
-    ``key``, ``value`` and ``headers`` are its bytes, where at least its frame could be made out.
+    ``key``, ``value`` and ``headers`` are its bytes, where at least its frame could be made out, and so is
+    ``timestamp_ms``; 0 otherwise.
     """
 
     topic: str
@@ -50,10 +52,11 @@ class Quarantined(NamedTuple):
     key: bytes | None = None
     value: bytes | None = None
     headers: RawHeaders = ()
+    timestamp_ms: int = 0
 
 
 class Salvage(NamedTuple):
-    """What was in one batch from an offset on. Reading goes on at ``offset_next``."""
+    """What was in one batch from an offset on, in order each. Reading goes on at ``offset_next``."""
 
     messages: list[Message]
     quarantined: list[Quarantined]
@@ -63,7 +66,7 @@ class Salvage(NamedTuple):
 def salvage(
     raw: bytes, topic: str, partition: int, offset_from: int, aborted: Collection[tuple[int, int]], records_max: int
 ) -> Salvage | None:
-    """Read the first batch of ``raw``, from ``offset_from`` on, up to ``records_max`` good records.
+    """Read the first batch of ``raw``, from ``offset_from`` on, up to ``records_max`` records, good and bad.
 
     Args:
         aborted: the producer ids and first offsets of aborted transactions, as the fetch response has them.
@@ -96,11 +99,25 @@ def salvage(
         if base + record.offset_delta < offset_from:
             continue
         offset = base + record.offset_delta
-        if len(found.messages) == records_max:
+        if len(found.messages) + len(found.quarantined) == records_max:
             return found._replace(offset_next=offset)
         timestamp_ms = max_ms if attributes & APPEND_TIME else first_ms + record.ms_delta
         _sort(record, topic, partition, offset, timestamp_ms, found)
     return found
+
+
+def marked(record: Quarantined) -> Message:
+    """The record as a message that every reader refuses: it says so first, and names of headers are made text."""
+    headers = ((name.decode("utf-8", "backslashreplace"), value or b"") for name, value in record.headers)
+    return Message(
+        record.topic,
+        record.partition,
+        record.offset,
+        record.timestamp_ms,
+        record.key,
+        record.value or b"",
+        ((UNREADABLE, record.error.encode("utf-8", "replace")), *headers),
+    )
 
 
 class _Record(NamedTuple):
@@ -116,7 +133,7 @@ def _sort(record: _Record, topic: str, partition: int, offset: int, timestamp_ms
         headers = tuple((name.decode(), content or b"") for name, content in record.headers)
     except UnicodeDecodeError as error:
         found.quarantined.append(
-            Quarantined(topic, partition, offset, repr(error), record.key, record.value, record.headers)
+            Quarantined(topic, partition, offset, repr(error), record.key, record.value, record.headers, timestamp_ms)
         )
     else:
         value = record.value or b""

@@ -52,6 +52,15 @@ def record_of(contract: Saga, state: SagaState, decision: Decision) -> AnyRecord
             failure=_stuck_by(instance),
             remaining=remaining(contract, state),
         )
+    if decision.kind == "settle":
+        return Compensate(
+            **common,  # type: ignore[arg-type]
+            generation=decision.generation,
+            deadline_ms=contract[decision.step].compensation_deadline_ms,
+            input=msgspec.Raw(NULL[state.content_type]),
+            effects={},
+            settle=True,
+        )
     context = {step: msgspec.Raw(effect) for step, effect in context_of(contract, state, key).items()}
     if decision.kind == "execute":
         return Execute(

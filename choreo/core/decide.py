@@ -38,7 +38,7 @@ def _decide_once(contract: Saga, state: SagaState, made: list[Decision]) -> bool
 
 def _go_back(contract: Saga, state: SagaState, survey: Survey, made: list[Decision]) -> bool:
     if survey.in_flight:
-        return False  # settle first (rule 4)
+        return _settle(state, survey, made)  # first (rule 4)
     begun = any(instance.taken_down == state.round for instance in state.instances.values())
     own = [] if begun else [key for key in survey.candidates if _is_own(contract, state, survey, key)]
     own_pending = any(state.instance(key).own for key in (*survey.awaiting, *survey.stuck))
@@ -69,6 +69,19 @@ def _go_back(contract: Saga, state: SagaState, survey: Survey, made: list[Decisi
     )
     _owe(state, Decision("compensated"), made)
     return True
+
+
+def _settle(state: SagaState, survey: Survey, made: list[Decision]) -> bool:
+    """Ask for what was given up before its due: it may still complete in time and trigger what builds on it (rule 15).
+
+    The command waits in the step's lane behind all that may complete it (rule 3), so its answer is the proof.
+    """
+    todo = [key for key in survey.in_flight if (one := state.instance(key)).settling and not one.awaits_answer]
+    for key in todo:
+        generation = state.instance(key).generation + 1
+        state.update(key, awaits_answer=True, generation=generation, own=True, compensation_due_ms=0)
+        _owe(state, Decision("settle", key[0], key[1], generation), made)
+    return bool(todo)
 
 
 def _retry_forward(contract: Saga, state: SagaState, made: list[Decision]) -> bool:

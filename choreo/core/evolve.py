@@ -105,6 +105,7 @@ def step_completed(contract: Saga, state: SagaState, entry: Entry, record: StepC
     seen = f"completed:{record.run}"
     if seen in instance.runs:
         return "duplicate"
+    instance = _settled(state, key)
     step, saga_round = key
     on_time = instance.triggered and not late  # what nothing in the log asked for triggers nothing either
     first = instance.first
@@ -149,6 +150,7 @@ def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFail
     seen = f"failed:{record.run}"
     if seen in instance.runs:
         return "duplicate"
+    instance = _settled(state, key)
     if record.abort:
         _abort(state, key)
     policy = contract[key[0]].compensate_on_failure
@@ -159,7 +161,9 @@ def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFail
     if instance.in_flight:
         first: First = "timed_out" if not record.run else "unknown" if unknown else "failed"
         doubt = doubt or policy == "always" or contract[key[0]].is_asked_after(record.failure.kind)
-        state.update(key, first=first, failure=record.failure)
+        # Given up before its due it may still complete in time; that matters where its event alone triggers others.
+        settling = first == "timed_out" and entry.at_ms <= instance.due_ms and bool(contract.graph.chained[key[0]])
+        state.update(key, first=first, failure=record.failure, settling=settling)
         if key[1] == state.round and state.outcome is None:
             _record_failure(state, key, record.failure, entry.at_ms)
             is_certain = not unknown or record.failure.kind == "rejected"
@@ -197,6 +201,9 @@ def step_compensated(contract: Saga, state: SagaState, entry: Entry, record: Ste
     answerable = instance.awaits_answer or (instance.stuck and not instance.exhausted)
     if record.generation != instance.generation or not answerable:
         return "duplicate" if 0 < record.generation <= instance.generation else "stale"
+    if instance.settling:
+        _settled(state, key)
+        return None
     note: Note | None = None
     offer, substitute = instance.offer, instance.substitute
     turning = state.outcome is None and state.failing and state.round in (key[1], instance.taken_down)
@@ -243,7 +250,8 @@ def compensation_failed(
         return "early_timer"
     # Whether it ran again is still of use: an answer may come late, and "nothing to undo" does not cover a newer run.
     _paid(state, Decision("compensate", *key, record.generation))  # as in ``step_failed`` (rule 20)
-    state.update(key, awaits_answer=False, stuck=True, may_stand=True, compensation_failure=record.failure)
+    may_stand = instance.may_stand or not instance.settling
+    state.update(key, awaits_answer=False, stuck=True, may_stand=may_stand, compensation_failure=record.failure)
     _owe(state, Decision("stuck", key[0], key[1], record.generation))
     return None
 
@@ -256,13 +264,13 @@ def operator_acted(contract: Saga, state: SagaState, entry: Entry, record: Opera
     if instance.exhausted:
         _act_forward(contract, state, entry, record, key)
     elif record.act == "retry":
-        state.update(key, stuck=False, may_stand=True)
+        state.update(key, stuck=False, may_stand=instance.may_stand or not instance.settling)
     elif record.act == "skip":
-        state.update(key, stuck=False, may_stand=False, ran_again=False)
+        state.update(key, stuck=False, may_stand=False, ran_again=False, settling=False)
         _undone(state, key, "skipped")
     else:
         for other in Survey(state).uncompensated:
-            state.update(other, stuck=False, may_stand=False, ran_again=False, awaits_answer=False)
+            state.update(other, stuck=False, may_stand=False, ran_again=False, awaits_answer=False, settling=False)
             if state.standing.get(other[0]) == other[1]:
                 del state.standing[other[0]]
             _undone(state, other, "resolved")
@@ -315,7 +323,7 @@ def execute(contract: Saga, state: SagaState, entry: Entry, record: Execute, key
 
 def compensate(contract: Saga, state: SagaState, entry: Entry, record: Compensate, key: Key) -> Note | None:
     """The message of a decision: from its append time the compensation's due is counted."""
-    if not _paid(state, Decision("compensate", *key, record.generation)):
+    if not _paid(state, Decision("settle" if record.settle else "compensate", *key, record.generation)):
         return "duplicate" if record.generation <= state.instance(key).generation else "not_decided"
     if record.generation == state.instance(key).generation:
         state.update(key, compensation_due_ms=entry.at_ms + contract[key[0]].compensation_deadline_ms)
@@ -422,6 +430,13 @@ def _due_ms(contract: Saga, step: str, at_ms: int, saga_due_ms: int) -> int:
 def _fail(state: SagaState, at_ms: int) -> None:
     if not state.failing:
         state.failing, state.failing_since_ms = True, at_ms
+
+
+def _settled(state: SagaState, key: Key) -> Instance:
+    """How the instance ended is known, or that it will not end any more: nobody has to be asked for that (rule 15)."""
+    if not state.instance(key).settling:
+        return state.instance(key)
+    return state.update(key, settling=False, awaits_answer=False, stuck=False, compensation_failure=None)
 
 
 def _stands(state: SagaState, key: Key) -> bool:

@@ -73,11 +73,14 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Something that a prefix of the log implies; the record that says it is only the message (rule 1).
 
     Attributes:
+        kind: ``settle`` is a ``Compensate`` that undoes nothing.
         round: the instance's round as the fold counts it.
         reference: the refused start's hash, or the refused cancel's request.
     """
 
-    kind: Literal["execute", "compensate", "stuck", "complete", "compensated", "refuse_start", "refuse_cancel"]
+    kind: Literal[
+        "execute", "settle", "compensate", "stuck", "complete", "compensated", "refuse_start", "refuse_cancel"
+    ]
     step: str = ""
     round: int = 0
     generation: int = 0
@@ -94,6 +97,8 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
         completed: a completion on time is in the log, wanted or not: its successors have been triggered by it.
         effect: what it returned, in the saga's codec.
         runs: the outcomes seen, as ``kind:run``; the same again is a duplicate (rule 6).
+        settling: the saga-log gave up waiting before its due, so that a completion may still be in time and trigger
+            successors: still in flight, until its service has said that it has settled, or how it ended (rule 15).
         may_stand: it may have an effect that nobody has undone yet.
         awaits_answer: a ``Compensate`` is decided and not answered.
         generation: of the last ``Compensate`` decided; 0 for none.
@@ -116,6 +121,7 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
     effect: bytes | None = None
     failure: Failure | None = None
     runs: tuple[str, ...] = ()
+    settling: bool = False
     may_stand: bool = False
     awaits_answer: bool = False
     generation: int = 0

@@ -111,16 +111,18 @@ def _step_status(contract: Saga, state: SagaState, step: str) -> StepStatus:
 def _step_phase(contract: Saga, state: SagaState, step: str, saga_round: int, instance: Instance) -> StepPhase:
     if instance.stuck:
         return "stuck"
+    if instance.settling:
+        return "running"
     if instance.awaits_answer:
         return "compensating"
     if instance.offer == "taken" and state.standing.get(step) == saga_round:
         return "substituted"
     if instance.first is None:
         return "running" if instance.triggered else "waiting"
-    if instance.generation:
+    answers = [one.how for one in state.undone if (one.step, one.round) == (step, saga_round)]
+    if answers:
         if contract[step].compensation is None:
             return "skipped"
-        answers = [one.how for one in state.undone if (one.step, one.round) == (step, saga_round)]
         if instance.first == "completed" or answers[-1:] != ["nothing_to_undo"]:
             return "undone"
         return "failed"  # and its own compensation found nothing to undo

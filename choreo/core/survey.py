@@ -9,7 +9,7 @@ class Survey:
     """The instances that matter to the way back.
 
     Attributes:
-        in_flight: triggered and without an outcome (rule 4).
+        in_flight: triggered and without an outcome (rule 4), or given up before its due and not settled (rule 15).
         awaiting: their Compensate is not answered.
         stuck: their compensation failed for good, or past the pivot they themselves.
         candidates: may stand and are not wanted, and nothing is under way for them.
@@ -25,7 +25,7 @@ class Survey:
         self.stuck: list[Key] = []
         self.candidates: list[Key] = []
         for key, instance in state.instances.items():
-            if instance.in_flight:
+            if instance.in_flight or (instance.settling and not instance.stuck):
                 self.in_flight.append(key)
             elif instance.awaits_answer:
                 self.awaiting.append(key)

@@ -251,12 +251,14 @@ class Execute(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="ex
 
 
 class Compensate(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="compensate"):
-    """Undo this step, or find that there is nothing to undo.
+    """Undo this step, or find that there is nothing to undo; or first only say that it has settled.
 
     Attributes:
         generation: 1, and one more each time the command had to be given again (rule 11).
         deadline_ms: how long after this record's append an answer is waited for.
         own: the step is itself one that failed; only then may the answer be ``continue``.
+        settle: undo nothing, only answer, when all earlier records of the step are finished: the saga-log gave up
+            waiting before the step's due and has to know whether it completed (rule 15).
         effect: what the step returned; absent if it never completed.
         failure: the failure that the saga goes back for; absent after a cancel.
         remaining: further steps with a compensation that are still to be undone, deepest first, as the saga-log knew
@@ -271,6 +273,7 @@ class Compensate(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag=
     effect: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     failure: Failure | None = None
     own: bool = False
+    settle: bool = False
     remaining: tuple[StepName, ...] = ()
 
     @property

@@ -103,7 +103,7 @@ class Outbound:
                 candidates = smaller(wanted_record, state, str(too_large)) if error is None else rest
                 error = too_large
                 continue
-            if isinstance(record, Compensate) and appended is not None:
+            if isinstance(record, Compensate) and not record.settle and appended is not None:
                 self._metrics.compensate_commands.labels(state.saga).inc()
             if error is not None:
                 self._say_too_large(state, wanted_record, error, f"{type(record).__name__} was appended in its place")

@@ -140,6 +140,22 @@ def answer_of_compensation(
     )
 
 
+def settled(job: CompensationJob) -> StepCompensated:
+    """Nothing was undone: all that was asked is that earlier records of the step are finished (rule 15)."""
+    return StepCompensated(
+        saga=job.saga.name,
+        version=job.saga.version,
+        saga_id=job.saga_id,
+        start=job.start,
+        step=job.step.name,
+        round=job.round,
+        generation=job.generation,
+        run=job.run,
+        undone=False,
+        attempts=0,
+    )
+
+
 def compensation_failed(job: CompensationJob, failure: Failure, ended: Ended | None = None) -> CompensationFailed:
     """The compensation has not done its work, or nobody knows."""
     return CompensationFailed(

@@ -83,6 +83,10 @@ class Compensator:
             return
         job = compensation_job(record, hosted, self._draw_run(), message, place, self._clock.monotonic())
         counts.delay.observe(max(0.0, (self._clock.now_ms() - message.timestamp_ms) / 1_000))
+        if record.settle:  # all that came before it in its lane is answered: that is all it asks
+            await self._replies.send(answer.settled(job), job, place)
+            place.answered.settle(instance)
+            return
         reply, job, ended, lingering = await self._undo(job, hosted, message, lane, counts)
         try:
             await self._replies.send(reply, job, place)

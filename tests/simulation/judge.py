@@ -15,10 +15,7 @@ are counted and not held against anybody. The same holds once a trigger that is 
 was repeated, a record that was appended again) is *repeated*, run again after it was answered: what a worker remembers
 of its answers ends with its committed offset.
 
-Weaker also where the saga-log has *given up* early: a step that completes before its own due, but after the settle
-limit of a saga that is failing (rule 15), is in time for its successors, and late for the compensation that has been
-decided in the meantime. They may be undone after it then. Where an operator has undone something by hand, the order
-is the operator's, and S5 has nothing to say.
+Where an operator has undone something by hand, the order is the operator's, and S5 has nothing to say.
 """
 
 from __future__ import annotations
@@ -89,7 +86,7 @@ class Judge:
         states: every saga as the log has it now.
         contended: sagas for which the weaker promise holds.
         repeated: likewise, because a trigger that is in the log more than once was run again.
-        given_up: likewise, because a step completed before its due and after the settle limit.
+        given_up: where a step completed before its due and after the settle limit; no promise is weaker for that.
         weaker: what was found there and would be a violation elsewhere.
         stuck: the sagas that wait for an operator.
         digest: of all that was appended and done, in order.
@@ -283,7 +280,7 @@ class Judge:
             self._answer(message, record, sender)
         if isinstance(record, StepCompleted) and not record.is_late(entry.at_ms):
             place = (record.step, state.fold_round(record.start, record.round) or 0)
-            if state.instance(place).first == "timed_out":
+            if state.instance(place).settling:
                 self.given_up.add(saga_id)
         if isinstance(record, OperatorActed) and folded.note is None:
             self._undo_by_hand(record, state)
@@ -302,9 +299,12 @@ class Judge:
             self._violated("S1", saga_id, f"{type(record).__name__} at {message.offset} is {note}")
         if isinstance(record, WITH_CONTENT) or (isinstance(record, ANSWERS) and record.run):
             record_id = message.header("ce_id") or b""
-            if self._content.setdefault(record_id, message.value) != message.value:
-                before = self._content[record_id]
-                self._violated("S9", saga_id, f"{record_id.decode()} says {message.value!r}, before {before!r}")
+            content = message.value
+            if isinstance(record, Compensate):  # it tells what was left to undo when it was written, for people
+                content = _encode(msgspec.structs.replace(record, remaining=()))
+            before = self._content.setdefault(record_id, content)
+            if before != content:
+                self._violated("S9", saga_id, f"{record_id.decode()} says {content!r}, before {before!r}")
 
     def _judge_outcome(self, saga_id: str, before: Outcome | None, state: SagaState) -> None:
         if before is None and state.outcome is not None:
@@ -396,7 +396,7 @@ class Judge:
         self.digest.update(what)
 
     def _weaker_if_needed(self, what: str, saga_id: str, how: str) -> None:
-        if saga_id in self.contended or saga_id in self.repeated or (what != "S7" and saga_id in self.given_up):
+        if saga_id in self.contended or saga_id in self.repeated:
             self.weaker[what] += 1
         else:
             self._violated(what, saga_id, how)

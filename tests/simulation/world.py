@@ -56,7 +56,8 @@ class Result:
 
     Attributes:
         virtual_s: how long it took, in its own time.
-        contended, repeated, given_up: sagas for which the weaker promises hold (see ``judge``).
+        contended, repeated: sagas for which the weaker promises hold (see ``judge``).
+        given_up: sagas in which a step completed in time after the saga-log had given it up.
         weaker: how often that was needed, by invariant.
     """
 

@@ -36,6 +36,28 @@ async def test_a_compensation_that_returns_nothing_has_undone_the_step() -> None
     assert (answer.undone, answer.verdict, answer.generation, answer.step) == (True, "proceed", 3, "charge_card")
 
 
+async def test_a_step_that_is_asked_to_settle_answers_and_undoes_nothing() -> None:
+    called: list[str] = []
+    world = await make_world()
+    async with running(world, payment(undo=lambda: called.append("undo"))):
+        await world.send(compensate(settle=True))
+        answer = (await world.answers((StepCompensated, CompensationFailed)))[0]
+    assert isinstance(answer, StepCompensated)
+    assert (answer.undone, answer.verdict, answer.generation, called) == (False, "proceed", 1, [])
+
+
+async def test_a_step_without_a_compensation_can_be_asked_to_settle() -> None:
+    contract = Saga("order", Step("charge_card"), Step("ship"))
+    service = Service("payment")
+    service.step(contract, "charge_card")(lambda: None)
+    world = await make_world(contract)
+    async with running(world, service):
+        await world.send(compensate(settle=True))
+        answer = (await world.answers((StepCompensated, CompensationFailed)))[0]
+    assert isinstance(answer, StepCompensated)
+    assert not answer.undone
+
+
 async def test_a_compensation_is_told_effect_failure_and_context() -> None:
     seen: dict[str, Any] = {}
 

@@ -37,6 +37,7 @@ START, OTHER_START = "a" * 16, "b" * 16
 NOW_MS = 1_000_000
 STEP_DEADLINE_MS = 60_000
 GRACE_MS = 5_000
+SETTLE_MS = 30_000
 DUE_MS = NOW_MS + STEP_DEADLINE_MS
 UNDO_DUE_MS = NOW_MS + 900_000
 RETRY_LIMIT = 100
@@ -74,6 +75,7 @@ def contract_of(
             for name, needs in graph.items()
         ),
         compensate_on_failure=policy,
+        settle=SETTLE_MS / 1_000,
     )
 
 
@@ -81,6 +83,7 @@ class View(NamedTuple):
     """What the world has to know of a saga's state."""
 
     outcome: str
+    settles_early: bool
     round_ready: int
     in_flight: tuple[Key, ...]
     awaiting: tuple[tuple[str, int, int], ...]
@@ -146,7 +149,7 @@ def normal(state: SagaState) -> SagaState:
         offset=-1,
         updated_ms=0,
         finished_ms=min(state.finished_ms, 1),
-        failing_since_ms=NOW_MS if state.failing else 0,
+        failing_since_ms=min(state.failing_since_ms, DUE_MS),  # it counts whether the settle limit is before a due
         retry_at_ms=None if state.retry_at_ms is None else NOW_MS,
         standing=dict(sorted(state.standing.items())),
         instances={
@@ -163,6 +166,7 @@ def view_of(state: SagaState) -> View:
     instances = sorted(state.instances.items())
     return View(
         outcome="" if state.outcome is None else state.outcome.kind,
+        settles_early=state.failing_since_ms == NOW_MS and state.outcome is None and not state.only_forward,
         round_ready=state.round + 1 if state.round_ready else 0,
         in_flight=tuple(key for key, i in instances if i.in_flight),
         awaiting=tuple((*key, i.generation) for key, i in instances if i.awaits_answer and i.compensation_due_ms),
@@ -290,6 +294,8 @@ def record_for(contract: Saga, state: SagaState, event: Event) -> tuple[AnyRecor
             return StepFailed(**common, failure=FAILURES[known], effect=known, run=f"run-{run}"), NOW_MS
         case "timed_out", ():
             return StepFailed(**common, failure=TIMED_OUT), DUE_MS + GRACE_MS + 1
+        case "settle_limit", ():
+            return StepFailed(**common, failure=SETTLE_LIMIT), NOW_MS + SETTLE_MS + GRACE_MS + 1
         case "undone", (generation, verdict, undone):
             return (
                 StepCompensated(
@@ -318,4 +324,5 @@ def record_for(contract: Saga, state: SagaState, event: Event) -> tuple[AnyRecor
 
 CRASHED = Failure(kind="crashed", message="crashed")
 TIMED_OUT = Failure(kind="timed_out", code="deadline")
+SETTLE_LIMIT = Failure(kind="timed_out", code="settle")
 FAILURES = {"none": Failure(kind="rejected", code="no"), "unknown": CRASHED}

@@ -326,6 +326,10 @@ def execute(name: str, saga_round: int = 1) -> Decision:
     return Decision("execute", name, saga_round)
 
 
+def settle(name: str, generation: int = 1, *, saga_round: int = 1) -> Decision:
+    return Decision("settle", name, saga_round, generation)
+
+
 def compensate(name: str, generation: int = 1, *, saga_round: int = 1) -> Decision:
     return Decision("compensate", name, saga_round, generation)
 

@@ -21,6 +21,7 @@ from choreo.messages.records import (
     RoundStarted,
     StepCompensated,
     StepCompleted,
+    StepFailed,
 )
 from tests.unit.core.cases import NO_INBOX, Case
 from tests.unit.core.world import Budget, Habits
@@ -143,6 +144,13 @@ def late_counts_for_nothing(contract: Any, state: SagaState, entry: Any, record:
 def cancel_at_once(contract: Any, state: SagaState, entry: Any, record: Any) -> Note | None:
     state.pivot = "" if state.pivot == "open" else state.pivot
     return evolve.cancel_requested(contract, state, entry, record)
+
+
+def given_up_is_over(contract: Any, state: SagaState, entry: Any, record: Any, key: Any) -> Note | None:
+    note = evolve.step_failed(contract, state, entry, record, key)
+    if state.instance(key).settling:
+        state.update(key, settling=False)
+    return note
 
 
 def one_chain(state: SagaState, start: str, wire_round: int) -> int | None:
@@ -276,6 +284,12 @@ SWITCHES = (
         "a late completion counts for nothing",
         replaced_in(evolve.OF_STEP, StepCompleted, late_counts_for_nothing),
         Case("a-b-c", Budget(timeout=1)),
+    ),
+    Switch(
+        15,
+        "what is given up before its due is undone at once",
+        replaced_in(evolve.OF_STEP, StepFailed, given_up_is_over),
+        Case("a-b-c", Budget(cancel=1, settle=1)),
     ),
     Switch(
         17,

@@ -9,6 +9,7 @@ import pytest
 
 from choreo.contract.policy import NO_DUE_MS, CompensateOnFailure, RecoverFrom, Retries
 from choreo.core import Entry, Phase, SagaState, fold, next_due_ms, timers
+from choreo.core.status import status_of
 from choreo.messages.headers import MSGPACK
 from choreo.messages.records import (
     CancelRefused,
@@ -54,6 +55,7 @@ from tests.unit.core.spec import (
     retry,
     round_started,
     saga,
+    settle,
     started,
     step,
     stuck,
@@ -64,6 +66,8 @@ from tests.unit.core.spec import (
 )
 
 HOUR_MS, MINUTE_MS = 3_600_000, 60_000
+SOON_MS = START_MS + HOUR_MS
+"""After the settle limit, long before the saga's deadline."""
 WITH_DEADLINES = saga(step("a", deadline="1m"), step("b", deadline="1m"), step("c", deadline="1m"))
 
 SHORT = saga(step("a"), step("b"))
@@ -895,6 +899,57 @@ def test_rule_15_once_the_saga_fails_what_is_in_flight_gets_at_most_the_settle_l
     history.when(timed_out("c").at(timer.at_ms - 1)).then_nothing("early_timer")
     history = history.when(timed_out("c").at(timer.at_ms)).then(compensate("c"))
     assert history.sends(compensate("c")).own
+
+
+CHAIN = saga(step("a"), step("b"), step("c"))
+
+
+def given_up(name: str) -> History:
+    """A chain that is cancelled while this step is in flight, and that has waited for it to the settle limit."""
+    before = tuple(completed(one.name) for one in CHAIN.steps[: [one.name for one in CHAIN.steps].index(name)])
+    history = given(CHAIN, *before, cancelled())
+    (timer,) = timers(CHAIN, history.state)
+    return history.when(timed_out(name).at(timer.at_ms))
+
+
+def test_rule_15_what_is_given_up_before_its_due_is_asked_to_settle_before_anything_is_undone() -> None:
+    history = given_up("b").then(settle("b"))
+    command = history.sends(settle("b"))
+    assert (command.settle, command.generation) == (True, 1)
+    assert status_of(CHAIN, history.state).steps[1].phase == "running"
+    history = history.when_sent().when(undone("b", nothing=True)).then(compensate("b", generation=2))
+    assert history.sends(compensate("b", generation=2)).own
+    assert not history.sends(compensate("b", generation=2)).settle
+    assert history.state.undone == (), "nothing was undone by settling"
+
+
+def test_rule_15_what_completes_in_time_after_it_was_given_up_is_undone_behind_its_successors() -> None:
+    history = given_up("b").when_sent().when(completed("b").at(SOON_MS)).then(note="unwanted")
+    assert history.instance("c").in_flight
+    history = history.when(undone("b", nothing=True)).then_nothing("duplicate")
+    history = history.when(completed("c").at(SOON_MS)).then(compensate("c"))
+    history = history.when_sent().when(undone("c")).then(compensate("b", generation=2))
+    history.when_sent().when(undone("b", generation=2)).then(compensate("a"))
+
+
+def test_rule_15_a_failure_settles_too_what_was_given_up() -> None:
+    history = (
+        given_up("b").when_sent().when(failed("b").at(SOON_MS)).then(compensate("b", generation=2), note="unwanted")
+    )
+    history.when(undone("b", nothing=True)).then_nothing("duplicate")
+
+
+def test_rule_15_the_last_step_of_a_chain_triggers_nothing_and_need_not_settle() -> None:
+    given_up("c").then(compensate("c"))
+
+
+def test_rule_15_a_step_that_does_not_settle_within_its_compensation_deadline_leaves_the_saga_stuck() -> None:
+    history = given_up("b").when_sent()
+    (timer,) = timers(CHAIN, history.state)
+    history = history.when(undo_timed_out("b").at(timer.at_ms)).then(stuck("b")).when_sent()
+    history.when(acted("b", "retry")).then(settle("b", generation=2))
+    history.when(acted("b", "skip")).then(compensate("a"))
+    assert not history.when(completed("b").at(timer.at_ms)).instance("b").stuck, "that is what was waited for"
 
 
 def test_rule_15_nobody_waits_for_the_settle_limit_after_the_outcome() -> None:

@@ -10,7 +10,7 @@ A ``Situation`` is everything at one moment, as a value; ``World.moves`` is all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from choreo.contract.saga import Saga
@@ -39,9 +39,11 @@ class Budget(NamedTuple):
     """Somebody starts the same id with another input."""
     act: int = 0
     """An operator skips or resolves what is stuck; to try again costs nothing."""
+    settle: int = 0
+    """The saga is failing, and the saga-log gives up waiting for a step before the step's own due."""
 
 
-CRASH, FAILURE, TIMEOUT, CANCEL, RETRY, CONTINUES, TAKEOVER, UNDO_FAILURE, SECOND_START, ACT = range(10)
+CRASH, FAILURE, TIMEOUT, CANCEL, RETRY, CONTINUES, TAKEOVER, UNDO_FAILURE, SECOND_START, ACT, SETTLE = range(11)
 
 
 class Habits(NamedTuple):
@@ -69,6 +71,7 @@ class Item(NamedTuple):
     generation: int = 0
     own: bool = False
     answered: bool = False
+    settle: bool = False
 
 
 class Lane(NamedTuple):
@@ -210,6 +213,8 @@ class Draft:
             case ("decided", "compensate", step, saga_round, generation, _):
                 own = self.world.folding.states[self.saga].instances[step, saga_round].own
                 self._push(step, Item(saga_round, generation, own))
+            case ("decided", "settle", step, saga_round, generation, _):
+                self._push(step, Item(saga_round, generation, settle=True))
 
     def _mark_answered(self, event: Event) -> None:
         if event[0] not in ("completed", "failed", "undone"):
@@ -234,7 +239,7 @@ class Draft:
         standing = self.world.folding.views[self.saga].standing
         for key, cell in self.cells.items():
             unwanted = outcome == "compensated" or key not in standing
-            if key[1] > 0 and cell.effect == "standing" and unwanted and self.world.judges(key, cell):
+            if key[1] > 0 and cell.effect == "standing" and unwanted and self.world.judges(key, self.cells):
                 self.wrong.add(f"W1 effect {key} stands unwanted at the outcome")
 
     def _undo_by_hand(self, event: Event) -> None:
@@ -302,9 +307,10 @@ class World:
         found += [f"H2 missing effect {key} after {view.outcome}" for key in sorted(wanted - standing)]
         return found
 
-    def judges(self, key: Key, cell: Cell) -> bool:
-        """Whether the order in which this effect comes and goes is the protocol's."""
-        return self.undoable(key) and not cell.by_hand
+    def judges(self, key: Key, cells: Mapping[Key, Cell]) -> bool:
+        """Whether the order in which this effect comes and goes is the protocol's: nobody has had a hand in it."""
+        own = (key[0], *self.graph.ancestors[key[0]])
+        return self.undoable(key) and not any(cells.get((step, key[1]), NO_CELL).by_hand for step in own)
 
     def undoable(self, key: Key) -> bool:
         return self.contract[key[0]].compensation is not None
@@ -314,6 +320,7 @@ class World:
         yield from self._clients(now)
         yield from self._operator(now)
         yield from self._timers(now)
+        yield from self._settle_limit(now)
         for n, step in enumerate(self.steps):
             yield from self._worker(now, n, step)
         yield from self._zombies(now)
@@ -396,6 +403,16 @@ class World:
                     draft.append(("undo_timed_out", *awaited))
 
                 yield ("saga-log gives up waiting for the compensation of", awaited), give_up
+
+    def _settle_limit(self, now: Situation) -> Iterator[tuple[tuple[object, ...], Change]]:
+        view = self.folding.views[now.saga]
+        for key in view.in_flight if now.budget.settle and view.settles_early else ():
+
+            def give_up(draft: Draft, key: Key = key) -> None:
+                draft.pay(SETTLE)
+                draft.append(("settle_limit", *key))
+
+            yield ("saga-log gives up before its due on", key), give_up
 
     # ------------------------------------------------------------------------------------------------ the workers
 
@@ -495,6 +512,9 @@ class World:
                     yield ("zombie", *label), publish
 
     def _handle(self, now: Situation, step: str, item: Item) -> Iterator[tuple[tuple[object, ...], Event, Change]]:
+        if item.settle:
+            settled: Event = ("undone", step, item.round, item.generation, "proceed", False)
+            return iter([((step, "has settled"), settled, _nothing)])
         if item.generation:
             return self._compensate(now, step, item)
         return self._run(now, step, item.round)
@@ -510,7 +530,7 @@ class World:
             def change(draft: Draft, effect: str = effect, cost: int = cost) -> None:
                 draft.budget[FAILURE] -= cost
                 draft.cells[key] = cell._replace(effect=effect, run=run, tried=not self.habits.inbox)
-                if effect == "standing" and cell.effect != "standing" and self.judges(key, cell):
+                if effect == "standing" and cell.effect != "standing" and self.judges(key, draft.cells):
                     self._check_new_effect(draft, key)
 
             yield (step, "runs in round", saga_round, ended), ("ran", saga_round, ended, run), change
@@ -593,7 +613,7 @@ class World:
 
     def _check_order(self, draft: Draft, key: Key) -> None:
         for other, cell in draft.cells.items():
-            if cell.effect == "standing" and self.judges(other, cell) and self._builds_on(draft, other, key):
+            if cell.effect == "standing" and self.judges(other, draft.cells) and self._builds_on(draft, other, key):
                 draft.wrong.add(f"H3 {key} undone while {other} stands, which builds on it")
 
     def _builds_on(self, draft: Draft, later: Key, earlier: Key) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -9,12 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from cyclopts import App, CycloptsError
 
 from choreo.cli.exits import Exit, complain, exit_of
+from choreo.cli.settings import bring_into, misspelt
 from choreo.errors import ChoreoError
 
 EPILOGUE = """
 Exit codes: 0 done, 1 the answer is no (a saga failed), 2 usage, 3 configuration, 4 broker, 5 no such saga (or
-dead letter), 7 wait is over, 70 defect, 130 interrupted. Environment: CHOREO_BROKER, CHOREO_STORE, CHOREO_HTTP_HOST,
-CHOREO_HTTP_PORT, CHOREO_LOG_LEVEL, CHOREO_LOG_FORMAT, CHOREO_PARTITIONS, CHOREO_SHUTDOWN_TIMEOUT_SECONDS.
+dead letter), 7 wait is over, 70 defect, 130 interrupted. Settings may stand in variables (CHOREO_BROKER, CHOREO_STORE,
+…) and in choreo.toml; `choreo config` lists them all, and which are in force.
 """
 
 
@@ -43,6 +45,7 @@ app.command("choreo.cli.operate:retry")
 app.command("choreo.cli.operate:skip")
 app.command("choreo.cli.operate:resolve")
 app.command("choreo.cli.describe:describe")
+app.command("choreo.cli.config:config")
 app.command("choreo.cli.topics:topics")
 app.command("choreo.cli.acl:acl")
 app.command("choreo.cli.replay:replay")
@@ -56,6 +59,13 @@ app.command(gen)
 def main() -> None:
     """Run the command line and exit with one of the codes of ``choreo.cli.exits``."""
     sys.path.insert(0, "")  # MODULE:NAME is looked up from the working directory first
+    try:
+        bring_into(os.environ)
+    except ChoreoError as error:
+        complain(error)
+        sys.exit(exit_of(error))
+    for line in misspelt(os.environ):
+        complain(line)
     sys.exit(run_command(sys.argv[1:]))
 
 

@@ -24,7 +24,9 @@ def run(
     broker: BrokerUrl = None,
     http_host: HttpHost = "127.0.0.1",
     http_port: HttpPort = None,
-    concurrency: Annotated[int, Parameter(help="Handlers running side by side, for each partition.")] = 64,
+    concurrency: Annotated[
+        int, Parameter(env_var="CHOREO_CONCURRENCY", help="Handlers running side by side, for each partition.")
+    ] = 64,
     partitions: Partitions = None,
     shutdown_timeout: ShutdownTimeout = 25.0,
     log_level: LogLevel = "info",

@@ -45,7 +45,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         key: the saga id in saga topics, UTF-8; foreign writers may have left it out.
         value: the encoded record; ``b""`` where the log has none.
         headers: in order; a name may occur twice, the first counts. What an adapter cannot take apart without loss it
-            delivers under ``choreo.messages.headers.UNREADABLE`` as the first of them.
+            delivers under ``choreo.messages.headers.UNREADABLE`` as the first of them, and a record of a saga's topic
+            that is in another partition than its key's under ``MISPLACED``.
     """
 
     topic: str

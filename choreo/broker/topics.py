@@ -17,6 +17,11 @@ def dead_letter_topic(saga_name: str) -> str:
     return f"choreo.{saga_name}.dead-letters"
 
 
+def is_saga_topic(topic: str) -> bool:
+    """Whether it is the history of a kind of saga."""
+    return topic.startswith("choreo.") and topic != CONTRACTS_TOPIC and not topic.endswith(".dead-letters")
+
+
 def topic_specs(
     saga_name: str, *, partitions: int, retention_ms: int | None, replication_factor: int | None = None
 ) -> tuple[TopicSpec, ...]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from choreo.errors import Undecodable, Unencodable
-from choreo.messages.headers import CONTENT_TYPES, JSON, MSGPACK, UNREADABLE, Headers, read_route
+from choreo.messages.headers import CONTENT_TYPES, JSON, MISPLACED, MSGPACK, UNREADABLE, Headers, read_route
 from choreo.messages.records import AnyRecord, Record
 
 T = TypeVar("T")
@@ -42,6 +42,11 @@ _decoders: dict[str, Any] = {
 _encoders: dict[str, Any] = {JSON: msgspec.json.Encoder(), MSGPACK: msgspec.msgpack.Encoder()}
 _plain_decoders: dict[str, Any] = {JSON: msgspec.json.Decoder(), MSGPACK: msgspec.msgpack.Decoder()}
 
+_REFUSED_BY_ADAPTERS = {
+    UNREADABLE: "the broker's bytes cannot be taken apart",
+    MISPLACED: "in the wrong partition",
+}
+
 # msgspec raises its own errors for most bad bytes, and these three for the rest: a string that is not UTF-8 is a
 # UnicodeDecodeError (a ValueError), deep nesting a RecursionError, an absurd number an OverflowError.
 _DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
@@ -53,8 +58,9 @@ def decode(key: bytes | None, value: bytes, headers: Headers, *, limits: Limits 
     Raises:
         Undecodable: too large, of an unknown content type or kind, malformed, or not keyed by its own saga id.
     """
-    if headers and headers[0][0] == UNREADABLE:
-        raise Undecodable(f"the broker's bytes cannot be taken apart: {headers[0][1].decode('utf-8', 'replace')}")
+    if headers and headers[0][0] in _REFUSED_BY_ADAPTERS:
+        name, why = headers[0]
+        raise Undecodable(f"{_REFUSED_BY_ADAPTERS[name]}: {why.decode('utf-8', 'replace')}")
     if len(value) > limits.value_bytes_max:
         raise Undecodable(f"value has {len(value)} bytes; at most {limits.value_bytes_max} are allowed")
     if len(headers) > limits.header_count_max:

@@ -16,6 +16,9 @@ Headers = tuple[tuple[str, bytes], ...]
 UNREADABLE = "choreo_unreadable"
 """The first header of a message that a broker's adapter could not take apart without loss; its value says why."""
 
+MISPLACED = "choreo_misplaced"
+"""The first header of a message in a partition that is not its key's: the saga is elsewhere, so nobody answers it."""
+
 JSON = "application/json"
 MSGPACK = "application/msgpack"
 CONTENT_TYPES = (JSON, MSGPACK)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 from choreo.clock import Clock
 from choreo.errors import Unencodable
-from choreo.messages.headers import CONTENT_TYPES, JSON, read_route
+from choreo.messages.headers import CONTENT_TYPES, JSON, MISPLACED, read_route
 from choreo.messages.records import AnyRecord, Compensate, CompensationFailed, Failure, KnownEffect, StepFailed
 from choreo.observe.metrics import Metrics
 from choreo.step.answered import Instance
@@ -53,6 +53,8 @@ class Refusals:
     async def undecodable(self, delivery: Delivery, place: Place, about: str) -> None:
         """Nobody can read the record (rule 18): nothing was ever run for it. The saga-log keeps it as a dead letter."""
         logger.warning("a trigger cannot be read and fails its step: %s", about)
+        if delivery.message.headers[0][0] == MISPLACED:
+            return  # its saga is elsewhere, and may have the same trigger there
         await self._answer(delivery, place, plain_failure("rejected", "undecodable", about), "none")
 
     async def internal_error(self, delivery: Delivery, place: Place, error: Exception) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from choreo.broker.embedded.reading import EmbeddedConsumer, EmbeddedReader
 from choreo.broker.memory import MemoryBroker, MemoryLog
 from choreo.broker.port import Appended, AssignmentListener, Headers, Message, TopicPartition
-from choreo.broker.topics import CONTRACTS_TOPIC
+from choreo.broker.topics import is_saga_topic
 
 FAR_S = 10.0**7
 """Some months: longer than any wait of a saga, so that nothing wakes for nothing and virtual time jumps far."""
@@ -31,18 +31,13 @@ class Journal(MemoryLog):
         appended = super().append(topic, key, value, headers)
         message = Message(*appended, key.encode(), bytes(value), tuple(headers))
         self.messages.append(message)
-        self._of_key.setdefault((is_saga_history(topic), key), []).append(message)
+        self._of_key.setdefault((is_saga_topic(topic), key), []).append(message)
         self._on_append(message)
         return appended
 
     def of_key(self, saga_id: str) -> Sequence[Message]:
         """A saga's history: what has its key in the topics of sagas, dead letters left out."""
         return self._of_key.get((True, saga_id), ())
-
-
-def is_saga_history(topic: str) -> bool:
-    """Whether the topic holds sagas, not contracts or dead letters."""
-    return topic != CONTRACTS_TOPIC and not topic.endswith(".dead-letters")
 
 
 class PatientReader(EmbeddedReader):

@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.codec import gzip_encode
 from aiokafka.errors import NotLeaderForPartitionError, OutOfOrderSequenceNumber
+from aiokafka.partitioner import murmur2 as aiokafkas_murmur2
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
@@ -23,13 +24,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from choreo.broker.kafka import KafkaBroker, Quarantined, internals
+from choreo.broker.kafka.partitioner import murmur2
 from choreo.broker.kafka.salvage import Salvage, salvage
 from choreo.broker.kafka.settings import KafkaSettings
 from choreo.broker.kafka.stalls import StallWatch
 from choreo.broker.port import Appended, Committed, Consumer, Message, Reader, TopicPartition, TopicSpec
 from choreo.errors import BrokerUnavailable, ChoreoError, ConfigurationError, RecordTooLarge, TopicError, Undecodable
 from choreo.messages.codec import decode
-from choreo.messages.headers import UNREADABLE
+from choreo.messages.headers import MISPLACED, UNREADABLE
 from deploy.kafka.local_kafka import LocalKafka
 
 DEADLINE_S = 60  # for what happens soon in a good adapter; only a broken one gets here
@@ -101,7 +103,7 @@ async def broker(kafka_url: str, poison: Poison) -> AsyncIterator[KafkaBroker]:
 
 
 async def make_topic(broker: KafkaBroker, partitions: int = 1, **spec: Any) -> str:
-    name = unique("topic")
+    name = str(spec.pop("name", unique("topic")))
     await broker.ensure_topics([TopicSpec(name=name, partitions=partitions, **spec)])
     return name
 
@@ -197,6 +199,31 @@ async def test_a_header_key_that_is_not_text_is_delivered_under_a_mark_and_keeps
     assert "UnicodeDecodeError" in poison.records[0].error
     assert {record.value for record in poison.records} == {b"bad"}
     assert poison.records[0].headers == ((b"\xff" * 11, b"1"),)
+
+
+@kafka
+async def test_a_record_of_a_saga_in_another_partition_than_its_keys_is_marked_and_leads_no_other_record_there(
+    broker: KafkaBroker,
+) -> None:
+    topic = await make_topic(broker, partitions=3, name=f"choreo.{unique('saga')}")
+    home = await broker.partition_of(topic, "key")  # the key of raw batches
+    astray = (home + 1) % 3
+    await append_raw(broker, TopicPartition(topic, astray), [b"astray"])
+    await append_raw(broker, TopicPartition(topic, home), [b"at home"])
+    reader = await broker.reader()
+    for partition in range(3):
+        reader.seek(TopicPartition(topic, partition), 0)
+    found = {message.value: message for message in await collect(reader, 2)}
+    assert found[b"at home"].header(MISPLACED) is None
+    assert found[b"astray"].headers[0][0] == MISPLACED
+    assert found[b"astray"].headers[1:] == (("good", b"1"),)
+    producer = await broker.producer()
+    assert (await producer.send(topic, key="key", value=b"an answer")).partition == home
+
+
+@given(st.binary(max_size=70))
+def test_keys_are_hashed_as_kafkas_own_clients_do(key: bytes) -> None:
+    assert murmur2(key) == aiokafkas_murmur2(key) & 0xFFFFFFFF
 
 
 @kafka

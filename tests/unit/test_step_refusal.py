@@ -11,7 +11,7 @@ import pytest
 from choreo.broker.dead_letter import read_dead_letter
 from choreo.contract import Saga, Step
 from choreo.messages.codec import encode
-from choreo.messages.headers import JSON, make_headers
+from choreo.messages.headers import JSON, MISPLACED, make_headers
 from choreo.messages.records import CompensationFailed, StepCompleted, StepFailed
 from choreo.step.perform import Performer
 from tests.unit.step_world import (
@@ -101,6 +101,16 @@ async def test_the_record_is_believed_and_not_its_headers() -> None:
         await until_committed(world)
         answers = await world.answers(StepCompleted)
     assert [(answer.saga_id, answer.round, answer.start) for answer in answers] == [("s-1", 1, completed().start)]
+
+
+async def test_a_trigger_in_the_wrong_partition_is_neither_run_nor_answered() -> None:
+    world = await make_world()
+    async with running(world, payment()):
+        await world.send_raw("s-1", encode(completed()), ((MISPLACED, b"?"), *headers_of(completed())))
+        await until_committed(world)
+        await world.send(completed("s-2"))
+        await world.answer(StepCompleted)
+    assert [answer.saga_id for answer in await world.answers((StepCompleted, StepFailed))] == ["s-2"]
 
 
 async def test_a_content_type_that_nobody_knows_is_undecodable() -> None:

@@ -19,6 +19,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection
 
+import msgspec
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import CorruptRecordException, IllegalStateError, KafkaError
 from aiokafka.structs import ConsumerRecord
@@ -28,6 +29,8 @@ from choreo.broker.kafka import internals
 from choreo.broker.kafka.partitioner import Partitioner
 from choreo.broker.kafka.salvage import Quarantined, marked, salvage
 from choreo.broker.port import Message
+from choreo.broker.topics import is_saga_topic
+from choreo.messages.headers import MISPLACED
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ class Fetching:
 
     Args:
         start_of: where reading a partition begins that nothing was delivered of yet.
-        partitioner: learns where records of which key are.
+        partitioner: says in which partition a key belongs.
     """
 
     def __init__(
@@ -90,10 +93,23 @@ class Fetching:
             if tp in self._paused:
                 self._kafka.seek(tp, records[0].offset)
                 continue
-            messages += records
+            messages += self._in_their_place(tp, records)
             self._next[tp] = internals.position(self._kafka, tp) or records[-1].offset + 1
-            self._partitioner.seen(tp.topic).update(dict.fromkeys([record.key for record in records], tp.partition))
         return messages
+
+    def _in_their_place(self, tp: KafkaTopicPartition, records: list[Message]) -> list[Message]:
+        """The records; of a saga's topic those that do not belong into this partition are marked."""
+        partitions = self._kafka.partitions_for_topic(tp.topic) if is_saga_topic(tp.topic) else None
+        if not partitions:
+            return records
+        of, topic, count, here = self._partitioner.partition_of, tp.topic, len(partitions), tp.partition
+        astray = [each for each in records if each.key is not None and of(topic, each.key, count) != here]
+        if astray:
+            offsets = {each.offset for each in astray}
+            log.error("%d record(s) in %s[%d] belong into other partitions: their writer chooses them otherwise",
+                      len(astray), topic, here)  # fmt: skip
+            return [misplaced(each) if each.offset in offsets else each for each in records]
+        return records
 
     def assigned(self, tps: Collection[KafkaTopicPartition]) -> None:
         """All partitions are new: forget what we knew."""
@@ -198,6 +214,12 @@ class Fetching:
                 self._next[tp] = found.offset_next
         messages = [*found.messages, *map(marked, found.quarantined)]
         return sorted(messages, key=lambda message: message.offset)
+
+
+def misplaced(message: Message) -> Message:
+    """The message under the mark of one that is in a partition where its key does not belong."""
+    why = b"its key belongs into another partition than %d; its writer must choose as Kafka's own clients do (murmur2)"
+    return msgspec.structs.replace(message, headers=((MISPLACED, why % message.partition), *message.headers))
 
 
 def message_of(record: ConsumerRecord) -> Message:

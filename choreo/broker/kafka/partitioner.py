@@ -1,40 +1,52 @@
-"""Which partition a key is in: as every Kafka client chooses it, so that foreign producers agree with us.
+"""Which partition a key is in: as every Java client chooses it, so that foreign producers agree with us.
 
-aiokafka's murmur2 is Python and takes some 20 µs a key, a tenth of what a service has for a whole record. Most records
-that we send answer one that we have read, so the partition of its key is known already.
+Others do not: librdkafka's default is another function. What such a producer writes of a saga lies beside the saga,
+where its order is lost, so what a reader finds in the wrong partition is delivered under a mark that all readers
+refuse. Where a key was *seen* says nothing, for the same reason.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-
-from aiokafka.partitioner import murmur2
+import struct
 
 KEYS_MAX = 100_000  # of a topic; forgotten all at once, since they are only a saving
 
+_WORD = 0xFFFFFFFF
+
 
 class Partitioner:
-    """The partitions of keys, computed or remembered."""
+    """The partitions of keys. A key is computed once: most records answer one that was read before."""
 
     def __init__(self) -> None:
-        self._seen: defaultdict[str, dict[bytes | None, int]] = defaultdict(dict)
-
-    def seen(self, topic: str) -> dict[bytes | None, int]:
-        """For readers: where records of which key were read."""
-        seen = self._seen[topic]
-        if len(seen) > KEYS_MAX:
-            seen.clear()
-        return seen
+        self._known: dict[tuple[str, int], dict[bytes, int]] = {}
 
     def partition_of(self, topic: str, key: bytes, partitions: int) -> int:
         """The partition of a key in a topic of so many."""
-        found = self._seen[topic].get(key)
-        if found is None or found >= partitions:  # the topic may have been made anew, and smaller
-            return murmur2_partition(key, partitions)
+        known = self._known.setdefault((topic, partitions), {})
+        found = known.get(key)
+        if found is None:
+            if len(known) >= KEYS_MAX:
+                known.clear()
+            found = known[key] = murmur2_partition(key, partitions)
         return found
 
 
 def murmur2_partition(key: bytes, partitions: int) -> int:
     """As Kafka's ``DefaultPartitioner``."""
-    partition: int = (murmur2(key) & 0x7FFFFFFF) % partitions
-    return partition
+    return (murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+def murmur2(data: bytes) -> int:
+    """MurmurHash2 (Austin Appleby), 32 bits, with Kafka's seed. Word by word: half the time of aiokafka's."""
+    factor = 0x5BD1E995
+    words = len(data) // 4
+    found = 0x9747B28C ^ len(data)
+    for word in struct.unpack_from(f"<{words}I", data):
+        mixed = (word * factor) & _WORD
+        mixed ^= mixed >> 24
+        found = ((found * factor) & _WORD) ^ ((mixed * factor) & _WORD)
+    if rest := data[words * 4 :]:
+        found = ((found ^ int.from_bytes(rest, "little")) * factor) & _WORD
+    found ^= found >> 13
+    found = (found * factor) & _WORD
+    return found ^ (found >> 15)

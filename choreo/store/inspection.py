@@ -31,11 +31,27 @@ class Contents(NamedTuple):
     of_another_release: bool = False
 
 
+class Overview(NamedTuple):
+    """What a store says of a topic in a few numbers.
+
+    Attributes:
+        checkpoints: partition → next record to fold; those that have none are left out.
+        unfinished: contract version and phase → sagas that are not at rest.
+    """
+
+    checkpoints: Mapping[int, int]
+    unfinished: Mapping[tuple[int, str], int]
+
+
 class Inspection(Protocol):
     """A store that is only looked at. Everything raises ``StoreError`` when it cannot be read."""
 
     async def contents(self, tp: TopicPartition) -> Contents:
         """What the store has of a partition."""
+        ...
+
+    async def overview(self, topic: str) -> Overview:
+        """How far a topic is folded, and how many sagas are under way."""
         ...
 
     async def close(self) -> None: ...

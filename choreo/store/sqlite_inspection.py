@@ -9,12 +9,13 @@ from typing import Self
 
 from choreo.broker.port import TopicPartition
 from choreo.errors import ConfigurationError, StoreError
-from choreo.store.inspection import Contents
+from choreo.store.inspection import Contents, Overview
 from choreo.store.port import Checkpoint, Row
 from choreo.store.sqlite_file import APPLICATION_ID, SCHEMA_VERSION, connect_to_read
 
 _FIELDS = Row.__struct_fields__
 _ROWS = f"SELECT {', '.join(_FIELDS)} FROM sagas WHERE topic = ? AND partition = ?"  # noqa: S608 -- columns
+_UNFINISHED = "SELECT version, phase, count(*) FROM sagas WHERE topic = ? AND NOT resting GROUP BY version, phase"
 
 
 class SqliteInspection:
@@ -34,8 +35,24 @@ class SqliteInspection:
         except sqlite3.Error as error:
             raise StoreError(f"the store {self._path} cannot be read: {error}") from error
 
+    async def overview(self, topic: str) -> Overview:
+        try:
+            return await asyncio.to_thread(self._overview, topic)
+        except sqlite3.Error as error:
+            raise StoreError(f"the store {self._path} cannot be read: {error}") from error
+
     async def close(self) -> None:
         self._connection.close()
+
+    def _overview(self, topic: str) -> Overview:
+        execute = self._connection.execute
+        execute("BEGIN")
+        try:
+            places = execute("SELECT number, offset FROM partitions WHERE topic = ?", (topic,)).fetchall()
+            counts = execute(_UNFINISHED, (topic,)).fetchall()
+        finally:
+            execute("ROLLBACK")
+        return Overview(dict(places), {(version, phase): count for version, phase, count in counts})
 
     def _contents(self, tp: TopicPartition) -> Contents:
         execute = self._connection.execute

@@ -1,0 +1,52 @@
+"""Auditing: questions about the past and the present of sagas, answered by folding the log.
+
+``trail`` is one saga's part of the log, folded record by record, and the beginning of all that is asked about one:
+
+    registry = Registry(broker)
+    trail = await read_trail(broker, "order", saga_id, registry=registry)
+    history(trail)                                       # History: every record, who wrote it, what it answers
+    state_at(trail, read_moment("14:02", now_ms=now))    # StateAt: the status as it was
+    difference(trail, Moment(offset=17), Moment())       # Difference: what changed between two moments
+    preview_cancel(trail.contract, trail.state)          # CancelPreview: what would be undone, in which order
+
+    await explain(broker, "order", saga_id, registry=registry, now_ms=now)   # Explanation: why it is where it is
+
+All results are msgspec structs, so that ``msgspec.json.encode`` serves a command line and an HTTP API alike. Nothing
+here writes to a log, joins a group or changes a store. Errors are ``SagaNotFound``, ``TopicError``,
+``BrokerUnavailable``, and ``ConfigurationError`` for a moment that is none.
+
+``history``, ``moments``, ``preview``, ``explain`` are these questions; ``waiting`` looks at consumer groups;
+``decisions`` knows which records are the saga-log's own.
+"""
+
+from choreo.audit.explain import DeadLetter, Explanation, Reason, explain
+from choreo.audit.history import History, HistoryLine, history
+from choreo.audit.moments import Change, Difference, Moment, StateAt, difference, read_moment, state_at
+from choreo.audit.preview import CancelPreview, Kept, Undoing, preview_cancel
+from choreo.audit.trail import Fact, Trail, read_trail
+from choreo.audit.waiting import Waited
+
+__all__ = [
+    "CancelPreview",
+    "Change",
+    "DeadLetter",
+    "Difference",
+    "Explanation",
+    "Fact",
+    "History",
+    "HistoryLine",
+    "Kept",
+    "Moment",
+    "Reason",
+    "StateAt",
+    "Trail",
+    "Undoing",
+    "Waited",
+    "difference",
+    "explain",
+    "history",
+    "preview_cancel",
+    "read_moment",
+    "read_trail",
+    "state_at",
+]

@@ -41,7 +41,7 @@ test: setup-dev lint  ## linters and all tests; those that need a Kafka get one 
 	$(RUN) -m pytest $(PYTEST_ARGS)
 
 simulate: setup-dev  ## many seeds of the simulation: everything goes wrong, in virtual time (SEEDS=10000)
-	$(RUN) -m tests.simulation --seeds $(SEEDS)
+	$(RUN) -m tests.simulation --seeds $(SEEDS) --report build/simulation.json
 
 semantics: setup-dev  ## the table of what choreo means, run
 	$(RUN) -m tests.semantics

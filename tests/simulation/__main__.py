@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
-from collections import Counter
+from pathlib import Path
 
-from tests.simulation.faults import KINDS
-from tests.simulation.world import Result, simulate
+from tests.simulation.report import Totals, failure
+from tests.simulation.runs import run
+from tests.simulation.world import simulate
 
 SAGAS = 20
+TELL_EVERY_S = 15.0
 
 
 def main() -> int:
@@ -18,56 +21,43 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=100, help="how many seeds to run (%(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the first of them (%(default)s)")
     parser.add_argument("--sagas", type=int, default=SAGAS, help="sagas in each (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (%(default)s, one per core)")
+    parser.add_argument("--report", type=Path, help="write the sums to this file, as JSON, now and then and at the end")
     parser.add_argument("--seed", type=int, help="run this one alone")
     parser.add_argument("--trace", action="store_true", help="print all that happens")
     asked = parser.parse_args()
-    seeds = range(asked.first, asked.first + asked.seeds) if asked.seed is None else [asked.seed]
-    total = Counter[str]()
-    fired, outcomes, weaker = Counter[str](), Counter[str](), Counter[str]()
-    failing: list[int] = []
-    began = time.monotonic()
-    for number, seed in enumerate(seeds, 1):
-        result = simulate(seed, sagas=asked.sagas, say=print if asked.trace else None)
-        total.update(sagas=result.sagas, records=result.records, contended=result.contended, repeated=result.repeated)
-        total.update(given_up=result.given_up)
-        total["virtual_s"] += round(result.virtual_s)
-        fired += result.fired
-        outcomes += result.outcomes
-        weaker += result.weaker
+    if asked.seed is not None:
+        result = simulate(asked.seed, sagas=asked.sagas, say=print if asked.trace else None)
         if result.violations:
-            failing.append(seed)
             print(f"\n{failure(result, asked.sagas)}")
-        if asked.seed is not None:
-            print(f"seed {seed}: log {result.digest}")
-        elif sys.stderr.isatty() or number % 100 == 0 or number == len(seeds):
-            rate = total["sagas"] / (time.monotonic() - began)
-            line = f"{number} of {len(seeds)} seeds, {total['sagas']} sagas, {rate:.0f} sagas/s, {len(failing)} failing"
-            print(line, end="\r" if sys.stderr.isatty() and number < len(seeds) else "\n", file=sys.stderr, flush=True)
-    print(
-        f"{total['sagas']} sagas: {_listed(outcomes)}; {total['records']} records; "
-        f"{total['virtual_s'] / 3600:.1f} h of virtual time in {time.monotonic() - began:.0f} s"
-    )
-    print(f"faults fired: {sum(fired.values())}")
-    for kind in KINDS:
-        print(f"  {kind:26} {fired[kind]:10}")
-    print(f"sagas in which a step completed in time after it was given up: {total['given_up']}")
-    print(f"sagas under weaker promises: {total['contended']} contended, {total['repeated']} repeated")
-    print(f"  needed for: {_listed(weaker)}")
-    print(f"violations: {len(failing)} of {len(seeds)} seeds")
-    return 1 if failing else 0
+        print(f"seed {asked.seed}: log {result.digest}, {len(result.violations)} violations")
+        return 1 if result.violations else 0
+    return run_many(range(asked.first, asked.first + asked.seeds), asked.sagas, asked.jobs, asked.report)
 
 
-def failure(result: Result, sagas: int) -> str:
-    """What is wrong with a run, and how to see it again."""
-    shown = "\n".join(f"  {violation[:600]}" for violation in result.violations[:5])
-    return (
-        f"seed {result.seed}: {len(result.violations)} violations\n{shown}\n"
-        f"again: python -m tests.simulation --seed {result.seed} --sagas {sagas} --trace"
-    )
-
-
-def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
+def run_many(seeds: range, sagas: int, jobs: int, report: Path | None) -> int:
+    """Run seeds in several processes, tell how it goes, and come to an exit status."""
+    totals = Totals(sagas)
+    began = told = time.monotonic()
+    for result in run(seeds, sagas, jobs):
+        totals.add(result)
+        if result.violations:
+            print(f"\n{failure(result, sagas)}", flush=True)
+        now = time.monotonic()
+        if now - told >= TELL_EVERY_S or totals.seeds == len(seeds):
+            told = now
+            rate = totals.counts["sagas"] / (now - began)
+            left_s = (len(seeds) - totals.seeds) * (now - began) / totals.seeds
+            print(
+                f"{totals.seeds} of {len(seeds)} seeds, {totals.counts['sagas']} sagas, {rate:.0f} sagas/s, "
+                f"{len(totals.failing)} failing, {left_s / 60:.0f} min left",
+                file=sys.stderr,
+                flush=True,
+            )
+            if report is not None:
+                totals.save(report, now - began)
+    print(totals.text(time.monotonic() - began))
+    return 1 if totals.failing else 0
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from choreo import ids
 from choreo.broker.offsets import OffsetTracker
 from choreo.broker.port import Committed, Message, TopicPartition
 from choreo.broker.topics import dead_letter_topic, saga_topic
-from choreo.core import Entry, Phase, SagaState, fold
+from choreo.core import Entry, Phase, SagaState, fold, refuse
 from choreo.core.state import Note, Outcome
 from choreo.core.survey import Survey
 from choreo.messages.records import (
@@ -144,6 +144,9 @@ class Judge:
             self._say(f"{message.tp}@{message.offset} unreadable: {entry.message}")
             self._work[message.tp].append(())
             self._unreadable.add((message.partition, message.offset))
+            state = self.states.get((message.key or b"").decode("utf-8", "replace"))
+            if state is not None:
+                self.states[state.saga_id] = refuse(state, message.offset, message.timestamp_ms)
             return
         self._record(message, entry, sender)
 

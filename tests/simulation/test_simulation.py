@@ -9,11 +9,11 @@ from collections import Counter
 
 import pytest
 
-from tests.simulation.__main__ import failure
 from tests.simulation.faults import KINDS
+from tests.simulation.report import failure
 from tests.simulation.world import simulate
 
-SEEDS = 120
+SEEDS = 200
 SAGAS = 8
 AT_ONCE = 10
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack
-from types import MappingProxyType
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Protocol, TypeVar
 
 from choreo.errors import ConfigurationError
-from choreo.observe.http import HttpServer, Route
 from choreo.observe.metrics import Metrics
 
 T = TypeVar("T")
@@ -40,14 +38,13 @@ def run_async(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 async def work_until_signal(
-    runtime: Runtime,
-    metrics: Metrics,
-    *,
-    http_host: str,
-    http_port: int | None,
-    routes: Mapping[str, Route] = MappingProxyType({}),
+    runtime: Runtime, metrics: Metrics, server: AbstractAsyncContextManager[Any] | None, address: str
 ) -> None:
     """Run until SIGTERM or SIGINT, then stop gracefully. A second signal ends the process at once.
+
+    Args:
+        server: what answers on the HTTP port meanwhile.
+        address: where, for an error.
 
     Raises:
         ConfigurationError: the HTTP port cannot be had.
@@ -63,15 +60,12 @@ async def work_until_signal(
         stopping.add(loop.create_task(runtime.stop(), name="stop"))
 
     async with AsyncExitStack() as stack:
-        if http_port is not None:
-            server = HttpServer(
-                metrics, not_ready_because=runtime.not_ready_because, routes=routes, host=http_host, port=http_port
-            )
+        if server is not None:
             try:
                 await stack.enter_async_context(server)
             except OSError as error:
                 raise ConfigurationError(
-                    f"cannot listen on {http_host}:{http_port}: {error.strerror or error}; choose another --http-port"
+                    f"cannot listen on {address}: {error.strerror or error}; choose another --http-port"
                 ) from error
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, on_signal)

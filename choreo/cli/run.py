@@ -42,6 +42,7 @@ def run(
     from choreo.broker.registry import ensure_saga_topics
     from choreo.cli.names import load
     from choreo.cli.process import run_async, work_until_signal
+    from choreo.observe.http import HttpServer
     from choreo.observe.log import set_up_logging
     from choreo.observe.metrics import Metrics
     from choreo.step import Options, Service, StepRuntime
@@ -58,7 +59,12 @@ def run(
             metrics = Metrics(with_process=True)
             options = Options(concurrency=concurrency, shutdown_timeout_s=shutdown_timeout)
             runtime = StepRuntime(hosted, opened, metrics=metrics, options=options)
-            await work_until_signal(runtime, metrics, http_host=http_host, http_port=http_port)
+            server = None
+            if http_port is not None:
+                server = HttpServer(
+                    metrics, not_ready_because=runtime.not_ready_because, host=http_host, port=http_port
+                )
+            await work_until_signal(runtime, metrics, server, f"{http_host}:{http_port}")
         finally:
             await opened.close()
 

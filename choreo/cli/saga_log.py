@@ -23,13 +23,22 @@ def saga_log(
     ] = "memory://",
     http_host: HttpHost = "127.0.0.1",
     http_port: HttpPort = None,
+    http_tokens: Annotated[
+        str | None,
+        Parameter(
+            env_var="CHOREO_HTTP_TOKENS",
+            help="Who may use the API and the dashboard: a file with a line for each token, made by choreo http-token, "
+            "or such lines between commas. Without it only this machine may.",
+        ),
+    ] = None,
     partitions: Partitions = None,
     log_level: LogLevel = "info",
     log_format: LogFormat = "console",
 ) -> int:
     """Fold the log of these sagas and decide: compensations, joins, time-outs, outcomes.
 
-    Several instances share the partitions. The store is a checkpoint: delete it and it is rebuilt from the log.
+    Several instances share the partitions. The store is a checkpoint: delete it and it is rebuilt from the log. With
+    --http-port it serves the dashboard, the API under /api/v1, and /metrics, /healthz and /readyz.
 
     Example: choreo saga-log services.order:ORDER --broker kafka://localhost:9092 --store sqlite:///saga-log.db
     """
@@ -55,7 +64,22 @@ def saga_log(
             try:
                 metrics = Metrics(with_process=True)
                 runtime = SagaLog(opened, states, sagas, metrics=metrics)
-                await work_until_signal(runtime, metrics, http_host=http_host, http_port=http_port)
+                server = None
+                if http_port is not None:
+                    from choreo.web import serve_saga_log
+                    from choreo.web.access import read_grants
+
+                    server = serve_saga_log(
+                        opened,
+                        states,
+                        [saga.name for saga in sagas],
+                        metrics=metrics,
+                        not_ready_because=runtime.not_ready_because,
+                        grants=read_grants(http_tokens),
+                        host=http_host,
+                        port=http_port,
+                    )
+                await work_until_signal(runtime, metrics, server, f"{http_host}:{http_port}")
             finally:
                 await states.close()
         finally:

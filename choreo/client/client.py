@@ -205,6 +205,15 @@ class Client:
             NotStuck: no compensation of that step is stuck (any more).
         """
         _, state = await self._fold(saga, saga_id)
+        await self.act_on(saga, state, act, step, operator=operator, reason=reason)
+
+    async def act_on(self, saga: Saga, state: SagaState, act: Act, step: str, *, operator: str, reason: str) -> None:
+        """As ``act``, for who has the saga's state already: from a store, say.
+
+        A state that is a little old does no harm: the act names the generation that was stuck, and on another one it
+        changes nothing (rule 16).
+        """
+        saga_id = state.saga_id
         stuck = {key: instance for key, instance in state.instances.items() if instance.stuck}
         key = max((key for key in stuck if key[0] == step), key=lambda key: key[1], default=None)
         if key is None:

@@ -1,25 +1,22 @@
-"""A small HTTP/1.1 server for a process's own affairs: ``/metrics``, ``/healthz``, ``/readyz``, and JSON routes.
+"""A small HTTP/1.1 server for a step service's own affairs: ``/metrics``, ``/healthz``, ``/readyz``.
 
-Written by hand, so that a step service needs no web framework to be scraped. It reads GET requests without a body,
-within limits on size, time and number of connections, and it listens on the loopback address unless told otherwise.
-
-- ``/metrics``: Prometheus text, or OpenMetrics if the scraper asks for it.
-- ``/healthz``: 200 as long as the event loop turns. Never coupled to Kafka: an outage must not restart every pod.
-- ``/readyz``: 200, or 503 with ``{"ready": false, "reason": …}``.
+Written by hand, so that a step service needs no web framework to be scraped (what that saves is in
+``docs/adr/``, with the HTTP API's decisions). It reads GET requests without a body, within limits on size, time and
+number of connections, and it listens on the loopback address unless told otherwise.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import NamedTuple, Self
 
 import msgspec
-from prometheus_client.exposition import choose_encoder
 
+from choreo.observe.affairs import Affairs, Response
 from choreo.observe.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -28,14 +25,6 @@ HEAD_BYTES_MAX = 8_192
 CONNECTIONS_MAX = 64
 READ_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0
-
-JSON_TYPE = "application/json"
-
-Response = tuple[int, bytes, str]
-"""Status, body, content type."""
-
-Route = Callable[[str], Awaitable[Response]]
-"""Answers a request target: path and query, as sent."""
 
 
 class Request(NamedTuple):
@@ -62,7 +51,6 @@ class HttpServer:
         metrics: Metrics,
         *,
         not_ready_because: Callable[[], str | None],
-        routes: Mapping[str, Route] = MappingProxyType({}),
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
@@ -71,15 +59,12 @@ class HttpServer:
         Args:
             metrics: what ``/metrics`` writes out.
             not_ready_because: why the process cannot do its work now; ``None`` if it can.
-            routes: further routes by path prefix; the longest that fits answers.
             host: an address of this machine; ``0.0.0.0`` opens the port to the network.
             port: 0 takes a free one, ``self.port`` then says which.
         """
         self.host = host
         self.port = port
-        self._metrics = metrics
-        self._not_ready_because = not_ready_because
-        self._routes = dict(sorted(routes.items(), key=lambda route: len(route[0]), reverse=True))
+        self._affairs = Affairs(metrics, not_ready_because)
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -137,35 +122,14 @@ class HttpServer:
             return False
         keep = request.headers.get("connection", "").lower() != "close"
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            await _write(writer, await self._answer(request), keep=keep)
+            await _write(writer, self._answer(request), keep=keep)
         return keep
 
-    async def _answer(self, request: Request) -> Response:
+    def _answer(self, request: Request) -> Response:
         if request.method != "GET":
             return _problem(HTTPStatus.METHOD_NOT_ALLOWED)
-        path = request.target.partition("?")[0]
-        if path == "/metrics":
-            encoder, content_type = choose_encoder(request.headers.get("accept", ""))
-            return HTTPStatus.OK, encoder(self._metrics.registry), content_type
-        if path == "/healthz":
-            return HTTPStatus.OK, b'{"alive":true}', JSON_TYPE
-        if path == "/readyz":
-            reason = self._not_ready_because()
-            if reason is None:
-                return HTTPStatus.OK, b'{"ready":true}', JSON_TYPE
-            body = msgspec.json.encode({"ready": False, "reason": reason})
-            return HTTPStatus.SERVICE_UNAVAILABLE, body, JSON_TYPE
-        for prefix, route in self._routes.items():
-            if path.startswith(prefix):
-                return await self._ask(route, request.target)
-        return _problem(HTTPStatus.NOT_FOUND)
-
-    async def _ask(self, route: Route, target: str) -> Response:
-        try:
-            return await route(target)
-        except Exception:  # whatever a route's author did wrong, the server and its other routes go on
-            logger.exception("the route of %s failed", target)
-            return _problem(HTTPStatus.INTERNAL_SERVER_ERROR)
+        answer = self._affairs.answer(request.target.partition("?")[0], request.headers.get("accept", ""))
+        return answer if answer is not None else _problem(HTTPStatus.NOT_FOUND)
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Request:

@@ -104,27 +104,14 @@ class Client:
 
 
 class Served:
-    """A server with a switch for readiness and two routes."""
+    """A server with a switch for readiness."""
 
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.reason: str | None = "no partitions yet"
-        self.asked: list[str] = []
 
     def server(self) -> HttpServer:
-        async def sagas(target: str) -> tuple[int, bytes, str]:
-            self.asked.append(target)
-            return 200, b"[]", "application/json"
-
-        async def one(target: str) -> tuple[int, bytes, str]:
-            self.asked.append(f"one {target}")
-            return 404, b"{}", "application/problem+json"
-
-        async def broken(target: str) -> tuple[int, bytes, str]:
-            raise RuntimeError(target)
-
-        routes = {"/sagas": sagas, "/sagas/": one, "/broken": broken}
-        return HttpServer(self.metrics, not_ready_because=lambda: self.reason, routes=routes)
+        return HttpServer(self.metrics, not_ready_because=lambda: self.reason)
 
 
 async def test_metrics_are_served_as_text_and_as_open_metrics_if_asked() -> None:
@@ -149,24 +136,7 @@ async def test_health_is_the_loop_and_readiness_says_why_not() -> None:
         served.reason = None
         status, _, body = await client.get("/readyz?verbose")
         assert (status, json.loads(body)) == (200, {"ready": True})
-
-
-async def test_the_longest_prefix_of_the_callers_routes_answers() -> None:
-    served = Served()
-    async with served.server() as server, Client(server) as client:
-        assert (await client.get("/sagas?state=stuck"))[0] == 200
-        assert (await client.get("/sagas/s-1"))[0] == 404
         assert (await client.get("/elsewhere"))[0] == 404
-    assert served.asked == ["/sagas?state=stuck", "one /sagas/s-1"]
-
-
-async def test_a_route_that_raises_is_an_error_and_the_server_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    async with Served().server() as server, Client(server) as client:
-        status, headers, body = await client.get("/broken")
-        assert (status, headers["content-type"]) == (500, "application/problem+json")
-        assert json.loads(body) == {"status": 500, "title": "Internal Server Error"}
-        assert (await client.get("/healthz"))[0] == 200
-    assert "the route of /broken failed" in caplog.text
 
 
 @pytest.mark.parametrize(

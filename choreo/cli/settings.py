@@ -65,6 +65,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("http.host", "CHOREO_HTTP_HOST", "text", "127.0.0.1", "where metrics, health and the API are served"),
     Setting("http.port", "CHOREO_HTTP_PORT", "integer", "", "their port; none served without it, 0 any free one"),
+    Setting("http.tokens", "CHOREO_HTTP_TOKENS", "text", "", "who may use the saga-log's API", is_secret=True),
     Setting("log.level", "CHOREO_LOG_LEVEL", "text", "info", "debug, info, warning or error"),
     Setting("log.format", "CHOREO_LOG_FORMAT", "text", "console", "console for people, json for programs"),
     Setting("trace_parent", "CHOREO_TRACE_PARENT", "text", "", "off: start a trace of its own for each saga"),

@@ -86,23 +86,28 @@ def digest_of(token: str) -> str:
 
 
 def read_grants(setting: str | None) -> tuple[Grant, ...]:
-    """The grants of a setting: the path of a file with one on each line, or the lines themselves between commas.
+    """The grants of a setting: the path of a file with one on each line, or the lines themselves, or between commas.
 
     Raises:
         ConfigurationError: the file cannot be read, or a line is no grant.
     """
     if setting is None or not setting.strip():
         return ()
-    if _ENTRY.fullmatch(setting.split(",")[0]):
-        return _grants(setting.split(","), "the tokens given")
+    given = _lines(setting)
+    if any(_ENTRY.fullmatch(line) for line in given):
+        return _grants(given, "the tokens given")
     try:
-        lines = Path(setting).read_text(encoding="utf-8").splitlines()
+        lines = _lines(Path(setting).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot read the file of tokens {setting!r}: {error}") from error
-    found = _grants([line.partition("#")[0] for line in lines], f"the file of tokens {setting!r}")
+    found = _grants(lines, f"the file of tokens {setting!r}")
     if not found:
         raise ConfigurationError(f"the file of tokens {setting!r} has none; a line is {_RULE}")
     return found
+
+
+def _lines(text: str) -> list[str]:
+    return [line.partition("#")[0] for line in re.split(r"[,\n]", text)]
 
 
 def _grants(lines: list[str], where: str) -> tuple[Grant, ...]:

@@ -475,7 +475,7 @@ def test_grants_are_read_from_a_file_or_from_the_setting_itself(tmp_path: Path) 
     assert read_grants(",".join(lines)) == GRANTS
     file = tmp_path / "tokens"
     file.write_text("# who may\n\n" + "\n".join(f"{line}  # a note" for line in lines))
-    assert read_grants(str(file)) == GRANTS
+    assert read_grants(str(file)) == read_grants(file.read_text()) == GRANTS
     assert read_grants(None) == read_grants("  ") == ()
 
 

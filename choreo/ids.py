@@ -30,6 +30,17 @@ def input_hash(encoded_input: bytes) -> str:
     return sha256(encoded_input).hexdigest()[:16]
 
 
+def start_hash(encoded_input: bytes, *, not_before_ms: int = 0, delay_ms: int = 0) -> str:
+    """The hash of a start: of its input, and where it is scheduled of its time too.
+
+    The time is part of it because one hash has to mean one trigger: a second start with the same input and no time
+    would make the first steps run before the saga has begun.
+    """
+    if not (not_before_ms or delay_ms):
+        return input_hash(encoded_input)
+    return input_hash(b"%s\0at %d in %d" % (encoded_input, not_before_ms, delay_ms))
+
+
 def instance_id(saga_id: str, start: str, step: str, saga_round: int) -> str:
     """One step in one round: the common stem of its commands, outcomes and keys."""
     return f"{saga_id}/{start}/{step}/{saga_round}"

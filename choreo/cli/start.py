@@ -15,10 +15,12 @@ from cyclopts import Parameter
 
 from choreo.cli.exits import Exit, complain
 from choreo.cli.options import AsJson, BrokerUrl, SagaSpec, broker_url, write_json
+from choreo.cli.values import moment, parse
 from choreo.errors import ChoreoError, ConfigurationError, SagaFailed
 
 if TYPE_CHECKING:
     from choreo.client import Client
+    from choreo.client.schedule import StartTime
     from choreo.contract import Saga
 
 IN_FLIGHT_MAX = 500
@@ -48,6 +50,13 @@ def start(
     id_field: Annotated[
         str | None, Parameter(help="With --file: the field of the input that is the saga's id.")
     ] = None,
+    at: Annotated[
+        str | None,
+        Parameter(help="Begin then: 2026-05-01T08:00, of this machine's time zone if none is named; --in is a delay."),
+    ] = None,
+    in_: Annotated[
+        str | None, Parameter(name="--in", help="Begin that long after the log has the start: 90s, 1h30m.")
+    ] = None,
     wait: Annotated[bool, Parameter(negative="", help="Wait for the outcome; exit code 1 if a saga failed.")] = False,
     timeout: Annotated[float, Parameter(help="With --wait: seconds to wait for each saga.")] = 300.0,
     broker: BrokerUrl = None,
@@ -57,16 +66,24 @@ def start(
 
     Example: choreo start services.order:ORDER '{"item": "kite", "quantity": 1}' --wait
     Example: choreo start order --file orders.jsonl --id-field order_id --wait --json
+    Example: choreo start order '{"item": "kite"}' --in 2h
     """
     from choreo.broker import open_broker
     from choreo.cli.names import find_saga
     from choreo.cli.process import run_async
     from choreo.client import Client
+    from choreo.client.schedule import schedule_of
 
     if (input is None) == (file is None):
         raise ConfigurationError("give either an input, or --file with an input on each line")
     if id_field is not None and file is None:
         raise ConfigurationError("--id-field goes with --file; use --id for a single saga")
+    if at is not None and in_ is not None:
+        raise ConfigurationError("give either --at or --in")
+    if wait and (at is not None or in_ is not None):
+        raise ConfigurationError("--wait does not go with --at and --in; ask choreo status when the time has come")
+    begin = in_ if at is None else moment(at)
+    schedule_of(begin)  # a wrong one is said before the broker is asked
     url = broker_url(broker)
 
     async def work() -> int:
@@ -74,9 +91,9 @@ def start(
         try:
             contract = await find_saga(opened, saga)
             async with Client(opened, source="cli") as client:
-                task = Starter(client, contract, wait=wait, timeout_s=timeout, as_json=as_json)
+                task = Starter(client, contract, at=begin, wait=wait, timeout_s=timeout, as_json=as_json)
                 if input is not None:
-                    return await task.one(_parse(input, "the input"), id)
+                    return await task.one(parse(input, "the input"), id)
                 assert file is not None, "one of the two was given"
                 return await task.many(_lines(file), id_field, total=_count(file))
         finally:
@@ -88,9 +105,12 @@ def start(
 class Starter:
     """Starts sagas, many side by side, and says what became of each."""
 
-    def __init__(self, client: Client, saga: Saga, *, wait: bool, timeout_s: float, as_json: bool) -> None:
+    def __init__(
+        self, client: Client, saga: Saga, *, at: StartTime | None, wait: bool, timeout_s: float, as_json: bool
+    ) -> None:
         self._client = client
         self._saga = saga
+        self._at = at
         self._wait = wait
         self._timeout_s = timeout_s
         self._as_json = as_json
@@ -99,7 +119,7 @@ class Starter:
     async def one(self, user_input: object, saga_id: str | None) -> int:
         """Start one saga. Errors are raised; a failed saga is printed, exit code 1."""
         if not self._wait:
-            self._say(Started(await self._client.start(self._saga, user_input, id=saga_id), "started"))
+            self._say(Started(await self._client.start(self._saga, user_input, id=saga_id, at=self._at), "started"))
             return Exit.DONE
         try:
             outcome = await self._client.run(self._saga, user_input, id=saga_id, timeout_s=self._timeout_s)
@@ -135,7 +155,7 @@ class Starter:
                     if not line.strip():
                         continue
                     try:
-                        user_input = _parse(line, f"line {number}")
+                        user_input = parse(line, f"line {number}")
                         saga_id = None if id_field is None else _id_in(user_input, id_field, number)
                     except ConfigurationError as error:
                         self._counts["unusable lines"] += 1
@@ -157,7 +177,8 @@ class Starter:
                 outcome = await self._client.run(self._saga, user_input, id=saga_id, timeout_s=self._timeout_s)
                 line = Started(outcome.saga_id, "completed", result=msgspec.json.decode(outcome.result))
             else:
-                line = Started(await self._client.start(self._saga, user_input, id=saga_id), "started")
+                started_id = await self._client.start(self._saga, user_input, id=saga_id, at=self._at)
+                line = Started(started_id, "started")
         except SagaFailed as error:
             line = Started(error.saga_id, "compensated", error=str(error))
         except ChoreoError as error:
@@ -177,13 +198,6 @@ class Starter:
         else:
             text = f"{line.saga_id} {line.outcome} {msgspec.json.encode(line.result).decode()}"
         print(text)  # noqa: T201 - the command's output
-
-
-def _parse(text: str, what: str) -> object:
-    try:
-        return msgspec.json.decode(text)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{what} is not JSON: {error}") from error
 
 
 def _id_in(user_input: object, field: str, number: int) -> str:

@@ -53,13 +53,17 @@ def print_status(status: SagaStatus) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from choreo.cli.values import moment_text
     from choreo.contract.policy import duration_text
 
     console = Console(highlight=False)
     end_ms = status.finished_ms or status.updated_ms
-    took = f" after {duration_text(max(1, end_ms - status.started_ms))}" if status.finished_ms else ""
+    began_ms = status.begins_ms or status.started_ms
+    took = f" after {duration_text(max(1, end_ms - began_ms))}" if status.finished_ms else ""
     again = f", round {status.round}" if status.round > 1 else ""
     console.print(Text(f"saga {status.saga} v{status.version} {status.saga_id}: {status.phase}{took}{again}"))
+    if status.phase == "scheduled":
+        console.print(f"begins {moment_text(status.begins_ms)}")
     if status.truncated:
         console.print("its start is not in the log (any more), or cannot be read; nothing will be decided for it")
     if status.dead_letters:
@@ -81,5 +85,7 @@ def print_status(status: SagaStatus) -> None:
         detail = "" if step.effect is None else str(step.effect)
         if step.failure is not None:
             detail = f"{step.failure.kind} {step.failure.code} {step.failure.message}".strip()
+        if step.signal is not None:
+            detail = f"for signal {step.signal}, until {moment_text(step.signal_due_ms)}"
         table.add_row(step.step, step.phase, Text(detail))
     console.print(table)

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from choreo.client.client import WAIT_S_DEFAULT, Act, Client
+from choreo.client.schedule import StartTime
 from choreo.contract.saga import Saga
 from choreo.core.status import SagaStatus
 from choreo.errors import ConfigurationError
@@ -56,9 +57,17 @@ class BlockingClient:
             self._client = None
         self._stop()
 
-    def start(self, saga: Saga, input: object, *, id: str | None = None, traceparent: str | None = None) -> str:  # noqa: A002 - the user's words
+    def start(
+        self,
+        saga: Saga,
+        input: object,  # noqa: A002 - the user's word
+        *,
+        id: str | None = None,  # noqa: A002 - the user's word
+        at: StartTime | None = None,
+        traceparent: str | None = None,
+    ) -> str:
         """See ``Client.start``."""
-        return self._call(self._open().start(saga, input, id=id, traceparent=traceparent))
+        return self._call(self._open().start(saga, input, id=id, at=at, traceparent=traceparent))
 
     def run(
         self,
@@ -83,6 +92,20 @@ class BlockingClient:
     def cancel(self, saga: Saga, saga_id: str, *, reason: str = "", requested_by: str = "") -> None:
         """See ``Client.cancel``."""
         self._call(self._open().cancel(saga, saga_id, reason=reason, requested_by=requested_by))
+
+    def signal(
+        self,
+        saga: Saga,
+        saga_id: str,
+        name: str,
+        payload: object = None,
+        *,
+        id: str | None = None,  # noqa: A002 - the user's word
+        reason: str = "",
+        sent_by: str = "",
+    ) -> None:
+        """See ``Client.signal``."""
+        self._call(self._open().signal(saga, saga_id, name, payload, id=id, reason=reason, sent_by=sent_by))
 
     def act(self, saga: Saga, saga_id: str, act: Act, step: str, *, operator: str, reason: str) -> None:
         """See ``Client.act``."""

@@ -14,14 +14,15 @@ from choreo.broker.port import Broker, Producer
 from choreo.broker.registry import Registry, ensure_saga_topics, register
 from choreo.broker.topics import saga_topic
 from choreo.client.outcome import completed_or_raise, within
+from choreo.client.schedule import StartTime, schedule_of
 from choreo.client.watch import OutcomeWatch
 from choreo.clock import Clock, SystemClock
 from choreo.contract.saga import Saga
 from choreo.core.commands import record_of
 from choreo.core.state import Decision, SagaState
 from choreo.core.status import SagaStatus, status_of
-from choreo.errors import ConfigurationError, NotStuck, SagaNotFound
-from choreo.ids import SAGA_ID_PATTERN, input_hash, is_saga_id
+from choreo.errors import ConfigurationError, DefinitionError, NotStuck, SagaNotFound
+from choreo.ids import SAGA_ID_PATTERN, is_saga_id, start_hash
 from choreo.messages.codec import encode, encode_user_value
 from choreo.messages.headers import CONTENT_TYPES, JSON, make_headers
 from choreo.messages.records import (
@@ -32,6 +33,7 @@ from choreo.messages.records import (
     SagaCompensated,
     SagaCompleted,
     SagaStarted,
+    SignalReceived,
 )
 from choreo.saga_log.replay import fold_saga
 
@@ -98,7 +100,15 @@ class Client:
         if self._given is None:
             await broker.close()
 
-    async def start(self, saga: Saga, input: object, *, id: str | None = None, traceparent: str | None = None) -> str:  # noqa: A002 - the user's words
+    async def start(
+        self,
+        saga: Saga,
+        input: object,  # noqa: A002 - the user's word
+        *,
+        id: str | None = None,  # noqa: A002 - the user's word
+        at: StartTime | None = None,
+        traceparent: str | None = None,
+    ) -> str:
         """Start a saga and return its id as soon as the log has it.
 
         Args:
@@ -106,16 +116,20 @@ class Client:
             input: anything msgspec can encode; the first step's handlers get it.
             id: an id of the caller's choice makes the call idempotent: the same id and input again is the same saga.
                 The same id with another input is refused by the saga-log, which ``run`` and ``wait`` report.
+            at: when the saga is to begin: a ``datetime`` with a time zone, or a delay ("90s", "1h30m", a
+                ``timedelta``) from when the log has the start. Until then it is ``scheduled``, and can be cancelled;
+                its deadline counts from there. The time is part of what makes a start the same: the same id and input
+                at another time is refused. The log must keep the start until then: see the topic's retention.
             traceparent: W3C trace context to carry through the saga.
 
         Raises:
             Unencodable: the input has no encoding or is too large.
-            ConfigurationError: the id has characters that ids must not have.
+            ConfigurationError: the id has characters that ids must not have, or ``at`` is no such time.
             DefinitionError: the contract's version is registered with other content.
             BrokerUnavailable: the log cannot be reached; whether the saga has started is unknown. Repeating the call
                 with an id of your own is safe.
         """
-        record = self._start_record(saga, input, id)
+        record = self._start_record(saga, input, id, at)
         await self._prepare(saga)
         await self._send(record, traceparent)
         return record.saga_id
@@ -189,6 +203,52 @@ class Client:
         await self._prepare(saga)
         await self._send(record, None)
 
+    async def signal(
+        self,
+        saga: Saga,
+        saga_id: str,
+        name: str,
+        payload: object = None,
+        *,
+        id: str | None = None,  # noqa: A002 - the user's word
+        reason: str = "",
+        sent_by: str = "",
+    ) -> None:
+        """Tell a saga that something outside of it has happened. Returns when the log has it.
+
+        It counts for every step that waits for this name, now or later; a signal that is in the log before the start
+        is kept for it. The first of its name counts, a second one is noted.
+
+        Args:
+            saga: its contract.
+            name: which signal: an ``await_signal`` of the contract.
+            payload: anything msgspec can encode; the handlers of the steps that waited get it.
+            id: of the caller's choice ("delivery-4711", at most 64 characters): the same id again is the same signal.
+            reason, sent_by: for the history.
+
+        Raises:
+            DefinitionError: no step of the contract waits for such a signal; the message lists those there are.
+            Unencodable: the payload has no encoding or is too large, or the id is too long.
+        """
+        self._check_id(saga_id)
+        if name not in saga.signals:
+            known = ", ".join(saga.signals) or "none"
+            problem = f"no step of saga {saga.name!r} version {saga.version} waits for it; they wait for {known}"
+            raise DefinitionError(f"signal {name!r}", (problem,))
+        record = SignalReceived(
+            saga=saga.name,
+            version=saga.version,
+            saga_id=saga_id,
+            start=NO_START,
+            request=self._request() if id is None else id,
+            name=name,
+            payload=msgspec.Raw(encode_user_value(payload, content_type=self._content_type)),
+            reason=reason,
+            sent_by=sent_by,
+        )
+        await self._prepare(saga)
+        await self._send(record, None)
+
     async def act(self, saga: Saga, saga_id: str, act: Act, step: str, *, operator: str, reason: str) -> None:
         """Answer a stuck compensation as an operator. Returns when the log has the act.
 
@@ -239,20 +299,24 @@ class Client:
         await self._prepare(saga)
         await self._send(record, None)
 
-    def _start_record(self, saga: Saga, user_input: object, saga_id: str | None) -> SagaStarted:
+    def _start_record(
+        self, saga: Saga, user_input: object, saga_id: str | None, at: StartTime | None = None
+    ) -> SagaStarted:
         if saga_id is None:
             saga_id = f"{self._clock.now_ms():012x}{self._random.getrandbits(80):020x}"
         self._check_id(saga_id)
         encoded = encode_user_value(user_input, content_type=self._content_type)
+        schedule = schedule_of(at)
         return SagaStarted(
             saga=saga.name,
             version=saga.version,
             saga_id=saga_id,
-            start=input_hash(encoded),
+            start=start_hash(encoded, **schedule),
             contract_hash=saga.content_hash,
             request=self._request(),
             saga_deadline_ms=saga.deadline_ms,
             input=msgspec.Raw(encoded),
+            **schedule,
         )
 
     def _check_id(self, saga_id: str) -> None:

@@ -25,7 +25,7 @@ def text(saga: Saga) -> str:
 
 
 def mermaid(saga: Saga) -> str:
-    """A flowchart: solid arrows forward, dotted arrows to the compensations; a pivot is a hexagon.
+    """A flowchart: solid arrows forward, dotted arrows to the compensations; a pivot is a hexagon, a signal a flag.
 
     Nodes have prefixes and labels quotes, because a step may be called ``end`` or ``style``, words of Mermaid's own.
     """
@@ -35,6 +35,8 @@ def mermaid(saga: Saga) -> str:
         lines += [f"    do_{other} --> do_{step.name}" for other in step.after]
         if not step.after:
             lines.append(f"    saga_start --> do_{step.name}")
+        if step.await_signal is not None:
+            lines.append(f'    signal_{step.await_signal}>"{step.await_signal}"] --> do_{step.name}')
         if step.compensation is not None:
             lines.append(f'    do_{step.name} -. undo .-> undo_{step.name}(["{step.compensation}"])')
     lines.append('    saga_end(("end"))')
@@ -54,6 +56,9 @@ def _limits(step: StepSpec) -> str:
         limits.append(f"deadline {duration_text(step.deadline_ms)}")
     if step.retries.limit:
         limits.append("1 retry" if step.retries.limit == 1 else f"{step.retries.limit} retries")
+    if step.await_signal is not None:
+        at_most = "" if step.signal_timeout_ms is None else f" for {duration_text(step.signal_timeout_ms)}"
+        limits.append(f"waits for signal {step.await_signal}{at_most}")
     if step.recover_from:
         limits.append(f"may continue if {' or '.join(step.recover_from)}")
     return ", ".join(limits)

@@ -44,6 +44,9 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             answer ``Continue``; ``None``: by the policy, and it may after ``rejected``.
         pivot: once it has completed there is only the way forward.
         forward_retries: further rounds of a pivot without a definite outcome, or of a failed step behind the pivot.
+        await_signal: the step does not run before a signal of this name is in the log; ``None`` if it waits for none.
+        signal_timeout_ms: bound of that wait, from when all that the step builds on stands; ``None`` for the saga's
+            deadline alone.
     """
 
     name: str
@@ -58,11 +61,13 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     recover_from: tuple[RecoverFrom, ...] | None = None
     pivot: bool = False
     forward_retries: Retries = FORWARD_RETRIES_DEFAULT
+    await_signal: str | None = None
+    signal_timeout_ms: int | None = None
 
     @property
     def is_commanded(self) -> bool:
         """Whether no event triggers it, because only the saga-log knows whether it may run: it gets ``Execute``."""
-        return self.pivot
+        return self.pivot or self.await_signal is not None
 
     def may_recover_from(self, kind: str) -> bool:
         """Whether the own compensation may answer ``Continue`` after a failure of this kind."""
@@ -94,6 +99,10 @@ class Step:
             completed, nothing is undone any more: what fails behind it is retried until it is done, or stuck.
         forward_retries: of the pivot and of steps behind it: how many further rounds before an operator is asked, a
             number or ``Retries``; by default 10, the first after at most 1 s, none after more than 5 min.
+        await_signal: a name ("approved"): the step runs when all that it builds on stands and a signal of this name is
+            in the log, whichever comes later. Several steps may wait for one name. The handler gets the payload.
+        signal_timeout: bound of the wait for the signal; then the step fails without having run, as timed out with
+            code ``signal``. By default the saga's deadline.
     """
 
     name: str
@@ -108,6 +117,8 @@ class Step:
     recover_from: tuple[RecoverFrom, ...] | RecoverFrom | None = None
     pivot: bool = False
     forward_retries: Retries | int | None = None
+    await_signal: str | None = None
+    signal_timeout: Duration | None = None
 
 
 @dataclass(frozen=True, init=False)
@@ -208,6 +219,15 @@ class Saga:
         return frozenset(pivots).union(*(self.graph.descendants[pivot] for pivot in pivots))
 
     @cached_property
+    def signals(self) -> dict[str, tuple[str, ...]]:
+        """The names of the signals that steps wait for, and which steps."""
+        found: dict[str, tuple[str, ...]] = {}
+        for step in self.steps:
+            if step.await_signal is not None:
+                found[step.await_signal] = (*found.get(step.await_signal, ()), step.name)
+        return found
+
+    @cached_property
     def _by_name(self) -> dict[str, StepSpec]:
         return {step.name: step for step in self.steps}
 
@@ -288,6 +308,7 @@ def _fill_in(step: Step, previous: str | None, policy: CompensateOnFailure, prob
     else:
         after = (step.after,) if isinstance(step.after, str) else tuple(step.after)
     deadline = None if step.deadline is None else _milliseconds(step.deadline, f"{where}: deadline", problems)
+    patience = step.signal_timeout
     return StepSpec(
         name=step.name,
         after=after,
@@ -301,4 +322,6 @@ def _fill_in(step: Step, previous: str | None, policy: CompensateOnFailure, prob
         recover_from=_kinds(step.recover_from),
         pivot=step.pivot,
         forward_retries=_forward_retries(step.forward_retries),
+        await_signal=step.await_signal,
+        signal_timeout_ms=None if patience is None else _milliseconds(patience, f"{where}: signal_timeout", problems),
     )

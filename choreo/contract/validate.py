@@ -43,6 +43,12 @@ def problems_of(saga: Saga) -> list[str]:
     if len(set(names)) == len(names) and graph.cyclic:
         cycle = ", ".join(repr(step) for step in graph.cyclic)
         problems.append(f"steps {cycle} wait for each other in a circle; remove one of their 'after'")
+    problems += [
+        f"step {step.name!r}: signal_timeout {duration_text(step.signal_timeout_ms)} is longer than the saga's "
+        f"deadline, {duration_text(saga.deadline_ms)}, which would end the wait; raise one or lower the other"
+        for step in saga.steps
+        if step.signal_timeout_ms is not None and step.signal_timeout_ms > saga.deadline_ms
+    ]
     if not problems:
         problems += _pivot_problems(saga)
     return problems
@@ -103,7 +109,7 @@ def _step_problems(step: StepSpec, names: list[str]) -> list[str]:
             problems.append(f"{where}: after={other!r} names no step; {hint}")
     if len(set(step.after)) < len(step.after):
         problems.append(f"{where}: 'after' names a step twice")
-    for what in ("timeout_ms", "deadline_ms", "compensation_deadline_ms"):
+    for what in ("timeout_ms", "deadline_ms", "compensation_deadline_ms", "signal_timeout_ms"):
         milliseconds = getattr(step, what)
         if milliseconds is not None and not 0 < milliseconds <= DURATION_MS_MAX:
             problems.append(f"{where}: {what} {milliseconds} is not between 1 and {DURATION_MS_MAX}")
@@ -117,6 +123,16 @@ def _step_problems(step: StepSpec, names: list[str]) -> list[str]:
     problems += _retries_problems(f"{where}: forward_retries", step.forward_retries)
     problems += _policy_problems(f"{where}: compensate_on_failure", step.compensate_on_failure)
     problems += _recovery_problems(where, step)
+    problems += _signal_problems(where, step)
+    return problems
+
+
+def _signal_problems(where: str, step: StepSpec) -> list[str]:
+    problems = []
+    if step.await_signal is not None and not re.match(STEP_NAME_PATTERN, step.await_signal):
+        problems.append(f"{where}: await_signal {step.await_signal!r} must match {STEP_NAME_PATTERN}")
+    if step.signal_timeout_ms is not None and step.await_signal is None:
+        problems.append(f"{where}: signal_timeout is how long a signal is waited for; name one with await_signal")
     return problems
 
 

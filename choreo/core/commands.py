@@ -8,6 +8,8 @@ from choreo.contract.saga import Saga
 from choreo.core.order import context_of, standing_effects
 from choreo.core.state import Decision, Instance, Key, SagaState
 from choreo.core.survey import Survey
+from choreo.errors import Undecodable
+from choreo.messages.codec import transcode
 from choreo.messages.records import (
     AnyRecord,
     CancelRefused,
@@ -69,6 +71,7 @@ def record_of(contract: Saga, state: SagaState, decision: Decision) -> AnyRecord
             input=msgspec.Raw(user_input),
             effects=context,
             key_round=_key_round(contract, state, key),
+            signals=_signals(contract, state, decision.step),
         )
     failed = state.first_failure()
     return Compensate(
@@ -85,6 +88,7 @@ def record_of(contract: Saga, state: SagaState, decision: Decision) -> AnyRecord
             for step in remaining(contract, state)
             if step != decision.step and contract[step].compensation is not None
         ),
+        signals=_signals(contract, state, decision.step) if instance.triggered else {},
     )
 
 
@@ -106,6 +110,19 @@ def remaining(contract: Saga, state: SagaState) -> tuple[str, ...]:
 def _stuck_by(instance: Instance) -> Failure:
     failure = instance.failure if instance.exhausted else instance.compensation_failure
     return failure or Failure(kind="crashed", message="the compensation failed")
+
+
+def _signals(contract: Saga, state: SagaState, step: str) -> dict[str, msgspec.Raw]:
+    """The signal that the step waited for, in the saga's codec."""
+    name = contract[step].await_signal
+    signal = None if name is None else state.signals.get(name)
+    if name is None or signal is None:
+        return {}
+    try:
+        payload = transcode(signal.payload, signal.content_type, state.content_type)
+    except Undecodable:
+        payload = NULL[state.content_type]
+    return {name: msgspec.Raw(payload)}
 
 
 def _key_round(contract: Saga, state: SagaState, key: Key) -> int:

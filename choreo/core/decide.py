@@ -33,7 +33,9 @@ def _decide_once(contract: Saga, state: SagaState, made: list[Decision]) -> bool
     # Forward, or after the outcome: what is unwanted is undone beside it (rule 12).
     if _compensate(contract, state, survey, survey.candidates, made):
         return True
-    return state.outcome is None and _go_forward(contract, state, made, settled=survey.is_settled)
+    if state.outcome is not None or state.scheduled:
+        return False
+    return _go_forward(contract, state, made, settled=survey.is_settled)
 
 
 def _go_back(contract: Saga, state: SagaState, survey: Survey, made: list[Decision]) -> bool:
@@ -136,12 +138,22 @@ def _go_forward(contract: Saga, state: SagaState, made: list[Decision], *, settl
             continue
         instance = state.instance((step, state.round))
         if not instance.triggered and instance.first is None:
+            if contract[step].await_signal not in (None, *state.signals):
+                if not instance.signal_due_ms:
+                    state.update((step, state.round), signal_due_ms=_signal_due_ms(contract, state, step))
+                continue
             state.update((step, state.round), triggered=True)
             if contract[step].pivot and not state.pivot:
                 state.pivot = "open"
             _owe(state, Decision("execute", step, state.round), made)
             changed = True
     return changed
+
+
+def _signal_due_ms(contract: Saga, state: SagaState, step: str) -> int:
+    """When a wait for the step's signal is over that begins with the record just folded."""
+    timeout_ms = contract[step].signal_timeout_ms
+    return state.due_ms if timeout_ms is None else min(state.due_ms, state.updated_ms + timeout_ms)
 
 
 def _compensate(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from choreo.contract.policy import duration_text
 from choreo.contract.saga import Saga
-from choreo.core.state import Instance, SagaState
+from choreo.core.state import Instance, Key, SagaState
 from choreo.messages.records import CompensationFailed, Failure, RoundStarted, StepFailed
 
 
@@ -32,8 +32,8 @@ def timers(contract: Saga, state: SagaState) -> list[Timer]:
     """All timers that are running, the earliest first."""
     found: list[Timer] = []
     for (step, saga_round), instance in state.instances.items():
-        if instance.in_flight and instance.due_ms and not instance.overdue:
-            due_ms = settle_due_ms(contract, state, instance)
+        if (due_ms := _due_ms(contract, state, (step, saga_round), instance)) is not None:
+            never_ran = not instance.in_flight
             start, wire_round = state.wire_round(saga_round)
             found.append(
                 Timer(
@@ -45,7 +45,8 @@ def timers(contract: Saga, state: SagaState) -> list[Timer]:
                         start=start,
                         step=step,
                         round=wire_round,
-                        failure=_no_outcome(instance, due_ms),
+                        failure=_no_signal(contract, step) if never_ran else _no_outcome(instance, due_ms),
+                        effect="none" if never_ran else "unknown",
                     ),
                 )
             )
@@ -71,16 +72,18 @@ def timers(contract: Saga, state: SagaState) -> list[Timer]:
                     ),
                 )
             )
-    if state.round_ready and state.retry_at_ms is not None:
+    begins = _next_round(state)
+    if begins is not None:
+        at_ms, saga_round = begins
         found.append(
             Timer(
-                state.retry_at_ms,
+                at_ms,
                 RoundStarted(
                     saga=state.saga,
                     version=state.version,
                     saga_id=state.saga_id,
                     start=state.start,
-                    round=state.round + 1,
+                    round=saga_round,
                 ),
             )
         )
@@ -90,18 +93,41 @@ def timers(contract: Saga, state: SagaState) -> list[Timer]:
 def next_due_ms(contract: Saga, state: SagaState) -> int | None:
     """When the earliest timer fires; ``None`` if none is running."""
     earliest: int | None = None
-    for instance in state.instances.values():
-        if instance.in_flight and instance.due_ms and not instance.overdue:
-            at_ms = settle_due_ms(contract, state, instance) + contract.grace_ms + 1
+    for key, instance in state.instances.items():
+        if (due_ms := _due_ms(contract, state, key, instance)) is not None:
+            at_ms = due_ms + contract.grace_ms + 1
         elif instance.awaits_answer and instance.compensation_due_ms:
             at_ms = instance.compensation_due_ms + contract.grace_ms + 1
         else:
             continue
         if earliest is None or at_ms < earliest:
             earliest = at_ms
-    if state.round_ready and state.retry_at_ms is not None:
-        earliest = state.retry_at_ms if earliest is None else min(earliest, state.retry_at_ms)
+    begins = _next_round(state)
+    if begins is not None:
+        earliest = begins[0] if earliest is None else min(earliest, begins[0])
     return earliest
+
+
+def _due_ms(contract: Saga, state: SagaState, key: Key, instance: Instance) -> int | None:
+    """The due after which an instance has failed if nothing comes: its outcome, or the signal that it waits for."""
+    if instance.overdue:
+        return None
+    if instance.in_flight:
+        return settle_due_ms(contract, state, instance) if instance.due_ms else None
+    return instance.signal_due_ms if instance.signal_due_ms and state.waits_for_signal(key) else None
+
+
+def _next_round(state: SagaState) -> tuple[int, int] | None:
+    """When the next round begins, and which that is; ``None`` if none is waited for."""
+    if state.waits_for_begin:
+        return state.begins_ms, 1
+    if state.round_ready and state.retry_at_ms is not None:
+        return state.retry_at_ms, state.round + 1
+    return None
+
+
+def _no_signal(contract: Saga, step: str) -> Failure:
+    return Failure(kind="timed_out", code="signal", message=f"no signal {contract[step].await_signal!r} in time")
 
 
 def _no_outcome(instance: Instance, due_ms: int) -> Failure:

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from choreo.contract.saga import Saga
-from choreo.core.due import settle_due_ms
 from choreo.core.state import Decision, Entry, First, Foreign, Instance, Key, Note, SagaState
 from choreo.core.survey import Survey
+from choreo.core.waiting import begin, signal_received, waits_on
 from choreo.errors import Undecodable
 from choreo.messages.codec import transcode
 from choreo.messages.headers import JSON
@@ -52,11 +52,14 @@ def saga_started(contract: Saga, state: SagaState, entry: Entry, record: SagaSta
         state.contract_hash, state.content_type = record.contract_hash, entry.content_type
         state.start, state.input = record.start, bytes(record.input)
         state.started_ms = entry.at_ms
-        state.due_ms = entry.at_ms + record.saga_deadline_ms
+        state.due_ms = record.begins_ms(entry.at_ms) + record.saga_deadline_ms
         state.requests = (record.request,)
         state.traceparent = entry.traceparent
         state.truncated = False
-        _trigger(contract, state, contract.graph.roots, 1, entry.at_ms)
+        if record.is_scheduled:
+            state.scheduled, state.begins_ms = True, record.begins_ms(entry.at_ms)
+        else:
+            _trigger(contract, state, contract.graph.roots, 1, entry.at_ms)
         if state.cancelled:  # a cancel before the start is kept
             _fail(state, entry.at_ms)
         return None
@@ -68,9 +71,10 @@ def saga_started(contract: Saga, state: SagaState, entry: Entry, record: SagaSta
             _owe(state, Decision("complete" if state.outcome.kind == "completed" else "compensated"))
         return "duplicate"
     if state.fold_round(record.start, 1) is None:
-        due_ms = entry.at_ms + record.saga_deadline_ms
+        due_ms = record.begins_ms(entry.at_ms) + record.saga_deadline_ms
         state.foreign = (*state.foreign, Foreign(record.start, _user_value(state, entry, record.input), due_ms))
-        _trigger(contract, state, contract.graph.roots, 1 - len(state.foreign), entry.at_ms)
+        if not record.is_scheduled:
+            _trigger(contract, state, contract.graph.roots, 1 - len(state.foreign), entry.at_ms)
     elif not new_call:
         return "duplicate"
     _owe(state, Decision("refuse_start", reference=record.start))
@@ -142,8 +146,9 @@ def step_completed(contract: Saga, state: SagaState, entry: Entry, record: StepC
 def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFailed, key: Key) -> Note | None:
     """A failure turns the saga round; a possible effect will be undone (rules 5, 15)."""
     instance = state.instance(key)
+    never_ran = not record.run and state.waits_for_signal(key)
     if not record.run:  # written by the saga-log: it gave up waiting
-        in_vain = _waits_on(contract, state, entry, key)
+        in_vain = waits_on(contract, state, entry, key)
         if in_vain is not None:
             return in_vain
     _paid(state, Decision("execute", *key))  # it stands in for a command that is too large to be written (rule 20)
@@ -154,12 +159,12 @@ def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFail
     if record.abort:
         _abort(state, key)
     policy = contract[key[0]].compensate_on_failure
-    unknown = record.effect == "unknown" or not record.run
+    unknown = (record.effect == "unknown" or not record.run) and not never_ran
     # Where the instance stands, this is another run of it with the same idempotency key and so the same effect;
     # anywhere else a possible effect has to be undone, after an undone one in the next generation.
     doubt = policy != "never" and unknown and not _stands(state, key)
-    if instance.in_flight:
-        first: First = "timed_out" if not record.run else "unknown" if unknown else "failed"
+    if instance.in_flight or never_ran:
+        first: First = "failed" if not unknown else "unknown" if record.run else "timed_out"
         doubt = doubt or policy == "always" or contract[key[0]].is_asked_after(record.failure.kind)
         # Given up before its due it may still complete in time; that matters where its event alone triggers others.
         settling = first == "timed_out" and entry.at_ms <= instance.due_ms and bool(contract.graph.chained[key[0]])
@@ -178,21 +183,8 @@ def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFail
     if doubt and state.outcome is not None:
         return "repair"
     if not instance.triggered:
-        return "not_decided"
+        return None if never_ran else "not_decided"
     return None if instance.in_flight else "unwanted"
-
-
-def _waits_on(contract: Saga, state: SagaState, entry: Entry, key: Key) -> Note | None:
-    """Why a time-out does not count (rules 15, 17); ``None`` if it does."""
-    instance = state.instance(key)
-    if not instance.in_flight:
-        return "stale"
-    if not instance.due_ms or entry.at_ms <= settle_due_ms(contract, state, instance) + contract.grace_ms:
-        return "early_timer"
-    if key[0] in contract.forward_only:
-        state.update(key, overdue=True)
-        return "duplicate" if instance.overdue else "overdue"
-    return None
 
 
 def step_compensated(contract: Saga, state: SagaState, entry: Entry, record: StepCompensated, key: Key) -> Note | None:
@@ -295,6 +287,8 @@ def _act_forward(contract: Saga, state: SagaState, entry: Entry, record: Operato
 
 def round_started(contract: Saga, state: SagaState, entry: Entry, record: RoundStarted) -> Note | None:
     """Forward again, when everything that the round redoes is undone and its backoff is over (rule 9)."""
+    if state.scheduled and record.round == 1:
+        return begin(state, entry)
     if record.round <= state.round:
         return "duplicate"
     if record.round != state.round + 1 or not state.round_ready or state.retry_at_ms is None:
@@ -361,11 +355,6 @@ def cancel_refused(_contract: Saga, state: SagaState, _entry: Entry, record: Can
     return "duplicate" if record.request in state.cancels else "not_decided"
 
 
-def signal_received(_contract: Saga, _state: SagaState, _entry: Entry, _record: SignalReceived) -> Note | None:
-    """No step of this contract waits for signals; it stays in the history."""
-    return "stale"
-
-
 OF_SAGA: dict[type[Record], Callable[[Saga, SagaState, Entry, Any], Note | None]] = {
     SagaStarted: saga_started,
     CancelRequested: cancel_requested,
@@ -390,7 +379,7 @@ OF_STEP: dict[type[Record], Callable[[Saga, SagaState, Entry, Any, Key], Note | 
 }
 """Records about one step instance."""
 
-BEFORE_START = (SagaStarted, CancelRequested)
+BEFORE_START = (SagaStarted, CancelRequested, SignalReceived)
 """The records that mean something before the start is in the log."""
 
 

@@ -31,6 +31,8 @@ Note = Literal[
     "before_start",  # the saga's start is not in the log
     "unknown_start",  # descends from a start that is not in the log
     "unknown_step",  # names a step that the contract does not have
+    "unknown_signal",  # no step of the contract waits for it
+    "signal_repeated",  # another signal of this name came before, and that one counts
     "overdue",  # past the due of a step that no deadline ends: it only alerts
     "cancel_deferred",  # the pivot has begun, and its outcome decides
     "repair",  # something may stand although the outcome is decided
@@ -45,6 +47,7 @@ Note = Literal[
 class Phase(StrEnum):
     """Where a saga is, in one word."""
 
+    SCHEDULED = "scheduled"
     FORWARD = "forward"
     COMPENSATING = "compensating"
     STUCK = "stuck"
@@ -110,6 +113,7 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
         stuck: its compensation failed for good, or it is ``exhausted``.
         exhausted: at the pivot or past it, it has failed as often as it may (rule 17).
         overdue: it is past its due, which only alerts, and that was noted.
+        signal_due_ms: due of the wait for its signal, from when all that it builds on stood; 0 if it never waited.
         offer: ``continue`` was answered (``offered``), or a substitute stands in its place (``taken``).
         substitute: the substitute's effect.
     """
@@ -132,6 +136,7 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
     stuck: bool = False
     exhausted: bool = False
     overdue: bool = False
+    signal_due_ms: int = 0
     compensation_failure: Failure | None = None
     offer: Literal["", "offered", "taken"] = ""
     substitute: bytes | None = None
@@ -147,6 +152,21 @@ class Foreign(msgspec.Struct, frozen=True):
     start: str
     input: bytes
     due_ms: int
+
+
+class Signal(msgspec.Struct, frozen=True):
+    """The first signal of its name.
+
+    Attributes:
+        payload: the user's value, in ``content_type``.
+        request: tells a second signal from a resend.
+        sent_by: who, for people.
+    """
+
+    payload: bytes
+    content_type: str
+    request: str
+    sent_by: str = ""
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -169,7 +189,10 @@ class SagaState(msgspec.Struct, omit_defaults=True):
         saga, version, contract_hash, rules: what the start pins.
         start: hash of the input; empty until the start is in the log.
         input: in the saga's codec, ``content_type``.
-        started_ms, due_ms: append time of the start, and that plus the saga's deadline.
+        started_ms, due_ms: append time of the start, and when the saga began plus its deadline.
+        scheduled: a scheduled start whose time has not come: nothing of it runs before ``RoundStarted``.
+        begins_ms: when a scheduled saga begins or began; 0 if it was not scheduled.
+        signals: by name, the signals that were received before the outcome.
         round: the current one.
         failing: on the way back, or waiting to settle before it.
         failing_since_ms: append time of the record that turned the saga round.
@@ -201,6 +224,9 @@ class SagaState(msgspec.Struct, omit_defaults=True):
     input: bytes = b""
     started_ms: int = 0
     due_ms: int = 0
+    scheduled: bool = False
+    begins_ms: int = 0
+    signals: dict[str, Signal] = {}
     round: int = 1
     failing: bool = False
     failing_since_ms: int = 0
@@ -232,12 +258,19 @@ class SagaState(msgspec.Struct, omit_defaults=True):
         return self.start != ""
 
     @property
+    def began_ms(self) -> int:
+        """When the saga began, or will: what its deadline and its duration are counted from."""
+        return self.begins_ms or self.started_ms
+
+    @property
     def phase(self) -> Phase:
         if any(instance.stuck for instance in self.instances.values()):
             return Phase.STUCK
         if self.outcome is not None:
             return Phase(self.outcome.kind)
-        return Phase.COMPENSATING if self.failing and not self.only_forward else Phase.FORWARD
+        if self.failing and not self.only_forward:
+            return Phase.COMPENSATING
+        return Phase.SCHEDULED if self.scheduled else Phase.FORWARD
 
     @property
     def only_forward(self) -> bool:
@@ -268,6 +301,24 @@ class SagaState(msgspec.Struct, omit_defaults=True):
         instance = msgspec.structs.replace(self.instances.get(key, UNTOUCHED), **changes)
         self.instances[key] = instance
         return instance
+
+    def waits_for_signal(self, key: Key) -> bool:
+        """Whether the step would run if its signal were in the log."""
+        instance = self.instances.get(key, UNTOUCHED)
+        return (
+            instance.signal_due_ms > 0
+            and not instance.triggered
+            and instance.first is None
+            and key[1] == self.round
+            and key[0] not in self.standing
+            and not self.failing
+            and self.outcome is None
+        )
+
+    @property
+    def waits_for_begin(self) -> bool:
+        """Whether only the time is missing for a scheduled saga to begin."""
+        return self.scheduled and not self.failing and self.outcome is None
 
     def pass_pivot(self) -> None:
         """The pivot stands: from here on only forward, and the cancels that waited for this are refused."""

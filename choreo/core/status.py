@@ -25,6 +25,8 @@ class StepStatus(msgspec.Struct, frozen=True, kw_only=True):
             ``completed``; ``substituted`` by a compensation's ``continue``; ``failed`` with nothing to undo;
             ``compensating``; ``stuck``; ``undone``; ``skipped`` on the way back for want of a compensation.
         effect: as plain values; ``None`` as long as there is none.
+        signal, signal_due_ms: what a ``waiting`` step waits for when all that it builds on stands, and until when;
+            ``None`` and 0 otherwise.
     """
 
     step: str
@@ -32,14 +34,18 @@ class StepStatus(msgspec.Struct, frozen=True, kw_only=True):
     round: int
     effect: Any = None
     failure: Failure | None = None
+    signal: str | None = None
+    signal_due_ms: int = 0
 
 
 class SagaStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Where a saga is.
 
     Attributes:
-        phase: ``forward``, ``compensating``, ``stuck``, ``completed`` or ``compensated``.
+        phase: ``scheduled``, ``forward``, ``compensating``, ``stuck``, ``completed`` or ``compensated``.
         started_ms, updated_ms, finished_ms, due_ms: Unix epoch, the broker's clock; 0 for "not yet".
+        begins_ms: when a scheduled saga begins or began; 0 if its start was not scheduled.
+        signals: the names of those that were received.
         step, failure: the first failure of the current round.
         compensations: what was undone so far, in order.
         remaining: what is still to be undone, in order.
@@ -64,6 +70,8 @@ class SagaStatus(msgspec.Struct, frozen=True, kw_only=True):
     remaining: tuple[str, ...] = ()
     truncated: bool = False
     dead_letters: int = 0
+    begins_ms: int = 0
+    signals: tuple[str, ...] = ()
 
 
 def status_of(contract: Saga, state: SagaState) -> SagaStatus:
@@ -89,6 +97,8 @@ def status_of(contract: Saga, state: SagaState) -> SagaStatus:
         else (),
         truncated=state.truncated,
         dead_letters=state.dead_letters,
+        begins_ms=state.begins_ms,
+        signals=tuple(state.signals),
     )
 
 
@@ -99,12 +109,15 @@ def _step_status(contract: Saga, state: SagaState, step: str) -> StepStatus:
     latest = max(rounds)
     instance = state.instance((step, latest))
     effect = instance.substitute if instance.offer == "taken" else instance.effect
+    waits = state.waits_for_signal((step, latest))
     return StepStatus(
         step=step,
         phase=_step_phase(contract, state, step, latest, instance),
         round=latest,
         effect=None if effect is None else decode_user_value(effect, Any, content_type=state.content_type),
         failure=instance.compensation_failure or instance.failure,
+        signal=contract[step].await_signal if waits else None,
+        signal_due_ms=instance.signal_due_ms if waits else 0,
     )
 
 

@@ -26,6 +26,7 @@ StartHash = Annotated[str, msgspec.Meta(pattern=ids.START_HASH_PATTERN)]
 Counter = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
 Round = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Millis = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+ScheduleMillis = Annotated[int, msgspec.Meta(ge=0, le=2**51)]  # a deadline added to it is still within ``Millis``
 RunId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Text = Annotated[str, msgspec.Meta(max_length=4_096)]
 LongText = Annotated[str, msgspec.Meta(max_length=65_536)]
@@ -98,8 +99,10 @@ class SagaStarted(Record, frozen=True, kw_only=True, omit_defaults=True, tag="sa
         contract_hash: content hash of the contract that the client holds.
         rules: version of the protocol rules that decide this saga (rule 2).
         request: drawn once for each call; tells a new request with the same input from a resend.
-        saga_deadline_ms: length of the saga's deadline; its due is this record's append time plus that.
+        saga_deadline_ms: length of the saga's deadline; its due is that long after the saga begins.
         input: the user's input.
+        not_before_ms: a scheduled start: the saga begins then; 0 for none.
+        delay_ms: a scheduled start: the saga begins that long after this record's append; 0 for none.
     """
 
     contract_hash: Annotated[str, msgspec.Meta(pattern=ids.CONTRACT_HASH_PATTERN)]
@@ -107,10 +110,21 @@ class SagaStarted(Record, frozen=True, kw_only=True, omit_defaults=True, tag="sa
     saga_deadline_ms: Millis
     input: msgspec.Raw
     rules: Round = RULES
+    not_before_ms: ScheduleMillis = 0
+    delay_ms: ScheduleMillis = 0
 
     @property
     def id(self) -> str:
         return f"{self.saga_id}/{self.start}/start/{self.request}"
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether it triggers no step: the saga begins with ``RoundStarted``, when its time has come."""
+        return bool(self.not_before_ms or self.delay_ms)
+
+    def begins_ms(self, append_ms: int) -> int:
+        """When a saga begins whose start was appended then. Every reader sees the same from the record alone."""
+        return max(append_ms + self.delay_ms, self.not_before_ms)
 
 
 class CancelRequested(Record, frozen=True, kw_only=True, omit_defaults=True, tag="cancel_requested"):
@@ -132,17 +146,21 @@ class CancelRequested(Record, frozen=True, kw_only=True, omit_defaults=True, tag
 
 
 class SignalReceived(Record, frozen=True, kw_only=True, omit_defaults=True, tag="signal_received"):
-    """Something outside the saga has happened that one of its steps may wait for.
+    """Something outside the saga has happened that its steps may wait for. The first of its name counts.
 
     Attributes:
-        request: drawn once for each call; tells a second signal from a resend.
-        name: which signal; a step waits for it by this name.
+        request: drawn once for each call, or the caller's own id; tells a second signal from a resend.
+        name: which signal; steps wait for it by this name.
         payload: the user's value.
+        reason: for people.
+        sent_by: who, for people.
     """
 
     request: RunId
     name: StepName
     payload: msgspec.Raw
+    reason: Text = ""
+    sent_by: Text = ""
 
     @property
     def id(self) -> str:
@@ -238,12 +256,14 @@ class Execute(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="ex
         effects: of the steps that this one builds on.
         key_round: the round whose idempotency key the handler gets, if not its own: that of an earlier one whose
             possible effect nothing undoes, because the saga is at its pivot or past it (rule 17).
+        signals: payload of the signal that the step waited for, by its name.
     """
 
     saga_due_ms: Millis
     input: msgspec.Raw
     effects: Effects
     key_round: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    signals: Effects = {}
 
     @property
     def id(self) -> str:
@@ -263,7 +283,7 @@ class Compensate(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag=
         failure: the failure that the saga goes back for; absent after a cancel.
         remaining: further steps with a compensation that are still to be undone, deepest first, as the saga-log knew
             them when it wrote the record; for those who handle errors, nothing is decided by it.
-        input, effects: the context as it was when the step ran.
+        input, effects, signals: the context as it was when the step ran.
     """
 
     generation: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
@@ -275,6 +295,7 @@ class Compensate(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag=
     own: bool = False
     settle: bool = False
     remaining: tuple[StepName, ...] = ()
+    signals: Effects = {}
 
     @property
     def id(self) -> str:
@@ -335,10 +356,10 @@ class CompensationFailed(StepRecord, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class RoundStarted(Record, frozen=True, kw_only=True, omit_defaults=True, tag="round_started"):
-    """The saga goes forward again after a compensation's ``retry``, its backoff over.
+    """The saga goes forward again after a compensation's ``retry``, its backoff over; or a scheduled one begins.
 
     Attributes:
-        round: the one that begins; the saga's start is round 1.
+        round: the one that begins. Round 1 begins with the saga's start, and by this record if that is scheduled.
     """
 
     round: Round

@@ -23,7 +23,7 @@ from prometheus_client import (
 )
 
 Outcome = Literal["completed", "compensated"]
-Phase = Literal["forward", "compensating", "stuck"]
+Phase = Literal["scheduled", "forward", "compensating", "stuck"]
 StepResult = Literal["completed", "failed", "skipped_duplicate", "skipped_late"]
 AttemptResult = Literal["ok", "rejected", "crashed", "timed_out"]
 CompensationResult = Literal["undone", "nothing_to_undo", "failed", "skipped_duplicate"]
@@ -67,7 +67,11 @@ class Metrics:
         self.sagas_finished = counter("sagas_finished", "Sagas with an outcome.", "saga", "outcome")
         self.sagas_in_progress = gauge("sagas_in_progress", "Sagas without an outcome, by phase.", "saga", "phase")
         self.saga_duration = histogram(
-            "saga_duration_seconds", "Append of the start to append of the outcome.", SAGA_BUCKETS_S, "saga", "outcome"
+            "saga_duration_seconds",
+            "Append of the start, or the time that it is scheduled for, to append of the outcome.",
+            SAGA_BUCKETS_S,
+            "saga",
+            "outcome",
         )
         self.saga_oldest_in_progress = gauge(
             "saga_oldest_in_progress_timestamp_seconds", "Start of the oldest saga without an outcome.", "saga"

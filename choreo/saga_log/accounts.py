@@ -99,7 +99,7 @@ class Accounts:
             metrics.sagas_started.labels(saga).inc()
         if state.finished_ms and not before.finished_ms and state.outcome is not None:
             metrics.sagas_finished.labels(saga, state.outcome.kind).inc()
-            duration_s = (state.finished_ms - state.started_ms) / 1_000
+            duration_s = max(0, state.finished_ms - state.began_ms) / 1_000  # cancelled before it began: none
             metrics.saga_duration.labels(saga, state.outcome.kind).observe(duration_s)
         if note is not None:
             self._count_note(saga, seen)

@@ -29,7 +29,7 @@ from choreo.saga_log.timer import EARLY_PAUSE_MS, Timers
 from choreo.store.port import Advance, Checkpoint
 from choreo.store.projection import is_resting, row_of
 
-IN_PROGRESS = (Phase.FORWARD, Phase.COMPENSATING, Phase.STUCK)
+IN_PROGRESS = (Phase.SCHEDULED, Phase.FORWARD, Phase.COMPENSATING, Phase.STUCK)
 
 
 class Seen(NamedTuple):
@@ -231,10 +231,10 @@ class Shard:
     # Watching
 
     def oldest_start_ms(self) -> int | None:
-        """When the oldest saga in progress was started; ``None`` if none is in progress."""
+        """When the oldest saga in progress began, or will begin; ``None`` if none is in progress."""
         while self._starts:
             state = self._active.get(self._starts[0][1])
-            if state is not None and state.started_ms == self._starts[0][0] and state.outcome is None:
+            if state is not None and state.began_ms == self._starts[0][0] and state.outcome is None:
                 return self._starts[0][0]
             heappop(self._starts)
         return None
@@ -324,7 +324,7 @@ class Shard:
         if phase is not None:
             self._phase_counted[state.saga_id] = phase
             if not before.started:
-                heappush(self._starts, (state.started_ms, state.saga_id))
+                heappush(self._starts, (state.began_ms, state.saga_id))
         if phase is not counted:
             if counted is not None:
                 self.phases[counted] -= 1

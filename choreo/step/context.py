@@ -22,6 +22,7 @@ class EffectsView(Mapping[str, Any]):
     """Effects by step name, as plain builtins; each is decoded when it is asked for."""
 
     __slots__ = ("_content_type", "_raw")
+    _KIND = "effect of step"
 
     def __init__(self, raw: Mapping[str, msgspec.Raw], content_type: str) -> None:
         self._raw = raw
@@ -46,8 +47,15 @@ class EffectsView(Mapping[str, Any]):
             raw = self._raw[step]
         except KeyError:
             known = ", ".join(self._raw) or "none"
-            raise KeyError(f"no effect of step {step!r} is known here; there are {known}") from None
-        return decode_value(raw, kind, f"effect of step {step!r}", self._content_type)
+            raise KeyError(f"no {self._KIND} {step!r} is known here; there are {known}") from None
+        return decode_value(raw, kind, f"{self._KIND} {step!r}", self._content_type)
+
+
+class SignalsView(EffectsView):
+    """Payloads of signals by name, likewise."""
+
+    __slots__ = ()
+    _KIND = "signal"
 
 
 class BaseContext(Generic[J]):
@@ -124,6 +132,20 @@ class BaseContext(Generic[J]):
     def effects(self) -> EffectsView:
         """What the steps before this one returned, by step name, as plain builtins."""
         return EffectsView(self._job.effects, self._job.content_type)
+
+    @property
+    def signals(self) -> SignalsView:
+        """The payload of the signal that the step waited for, by its name, as plain builtins."""
+        return SignalsView(self._job.signals, self._job.content_type)
+
+    def signal(self, name: str, kind: type[T]) -> T:
+        """The payload of the signal that the step waited for, as a value of the given type.
+
+        Raises:
+            KeyError: the step waits for another one, or for none.
+            InvalidInput: the payload does not fit the type.
+        """
+        return self.signals.typed(name, kind)
 
     def time_left_s(self) -> float:
         """Seconds until this attempt is cancelled, by its timeout or because the answer is due; at least 0."""

@@ -20,6 +20,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         due_ms: broker's clock; an answer appended later is late.
         due_at: the same on the monotonic clock, in seconds, so that two machines' clocks are never compared.
         effects: of the steps that this one builds on, in ``content_type``, as ``input`` is.
+        signals: what the step waited for, by name, likewise.
     """
 
     saga: Saga
@@ -35,6 +36,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     content_type: str
     traceparent: bytes | None
     key_round: int = 0
+    signals: Mapping[str, msgspec.Raw] = {}
 
     @property
     def step_key(self) -> str:

@@ -24,7 +24,7 @@ TRIGGERS = (SagaStarted, StepCompleted, Execute)
 def is_trigger(record: Trigger, saga: Saga, step: str) -> bool:
     """Whether the record makes this step run, by the contract of the record's version."""
     if isinstance(record, SagaStarted):
-        return step in saga.graph.roots
+        return step in saga.graph.roots and not record.is_scheduled
     if isinstance(record, StepCompleted):
         return step in saga.graph.chained.get(record.step, ())
     return record.step == step
@@ -64,6 +64,7 @@ def step_job(record: Trigger, hosted: Hosted, run: str, message: Message, place:
         is_fresh=message.offset >= place.end_at_assignment,
         input=record.input,
         effects=effects,
+        signals=record.signals if isinstance(record, Execute) else {},
         content_type=content_type_of(message.headers),
         traceparent=message.header("traceparent"),
     )
@@ -85,6 +86,7 @@ def compensation_job(
         due_at=now + (due_ms - place.time.now_ms(now)) / 1_000,
         input=record.input,
         effects=record.effects,
+        signals=record.signals,
         content_type=content_type_of(message.headers),
         traceparent=message.header("traceparent"),
         generation=record.generation,

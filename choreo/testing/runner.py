@@ -19,6 +19,7 @@ from choreo.broker.port import Message
 from choreo.broker.registry import RETENTION_MS_DEFAULT, ensure_saga_topics
 from choreo.client import Client
 from choreo.client.client import Act
+from choreo.client.schedule import StartTime
 from choreo.clock import Clock, SystemClock
 from choreo.contract.saga import Saga
 from choreo.core.status import SagaStatus
@@ -164,10 +165,17 @@ class Runner:
         self._known(saga)
         return await self._outcome(saga_id, self._client.run(saga, input, id=saga_id, timeout_s=timeout_s))
 
-    async def start(self, saga: Saga, input: object, *, id: str | None = None) -> str:  # noqa: A002 - the user's words
-        """Start a saga and return its id. See ``Client.start``."""
+    async def start(
+        self,
+        saga: Saga,
+        input: object,  # noqa: A002 - the user's word
+        *,
+        id: str | None = None,  # noqa: A002 - the user's word
+        at: StartTime | None = None,
+    ) -> str:
+        """Start a saga and return its id. See ``Client.start``; a time is one of the runner's clock."""
         self._known(saga)
-        return await self._client.start(saga, input, id=id or self._draw_id())
+        return await self._client.start(saga, input, id=id or self._draw_id(), at=at)
 
     async def wait(self, saga: Saga, saga_id: str, *, timeout_s: float | None = None) -> SagaCompleted:
         """Wait for the outcome of a saga that was started; as ``run``, and raises ``SagaNotFound``."""
@@ -181,6 +189,20 @@ class Runner:
     async def cancel(self, saga: Saga, saga_id: str, *, reason: str = "", requested_by: str = "") -> None:
         """Ask for the saga to be undone. See ``Client.cancel``."""
         await self._client.cancel(saga, saga_id, reason=reason, requested_by=requested_by)
+
+    async def signal(
+        self,
+        saga: Saga,
+        saga_id: str,
+        name: str,
+        payload: object = None,
+        *,
+        id: str | None = None,  # noqa: A002 - the user's word
+        reason: str = "",
+        sent_by: str = "",
+    ) -> None:
+        """Tell the saga that something outside of it has happened. See ``Client.signal``."""
+        await self._client.signal(saga, saga_id, name, payload, id=id, reason=reason, sent_by=sent_by)
 
     async def act(
         self, saga: Saga, saga_id: str, act: Act, step: str, *, operator: str = "test", reason: str = ""

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from choreo import ids
+from choreo.client.schedule import StartTime, schedule_of
 from choreo.contract.saga import Saga
 from choreo.core import Decision, Entry, SagaState, Timer, fold, record_of, timers
 from choreo.core.status import SagaStatus, status_of
@@ -28,6 +29,7 @@ from choreo.messages.records import (
     Failure,
     RoundStarted,
     SagaStarted,
+    SignalReceived,
     StepCompensated,
     StepCompleted,
     StepFailed,
@@ -131,23 +133,36 @@ def given(contract: Saga, *history: Fact | AnyRecord) -> Spec:
 # What may happen
 
 
-def started(value: object = None) -> Fact:
-    """A client starts the saga with this input."""
+def started(value: object = None, *, at: StartTime | None = None) -> Fact:
+    """A client starts the saga with this input; scheduled, it begins when ``time_passes``."""
 
     def make(spec: Spec) -> SagaStarted:
         encoded = encode_user_value(value)
+        schedule = schedule_of(at)
         return SagaStarted(
             saga=spec.contract.name,
             version=spec.contract.version,
             saga_id=spec.state.saga_id,
-            start=ids.input_hash(encoded),
+            start=ids.start_hash(encoded, **schedule),
             contract_hash=spec.contract.content_hash,
             request=f"request-{len(spec.records)}",
             saga_deadline_ms=spec.contract.deadline_ms,
             input=msgspec.Raw(encoded),
+            **schedule,
         )
 
     return Fact("started", make)
+
+
+def signalled(name: str, payload: object = None) -> Fact:
+    """Something outside of the saga has happened that steps may wait for."""
+
+    def make(spec: Spec) -> SignalReceived:
+        about = {**_about(spec), "start": spec.state.start or NO_START}
+        payload_of = msgspec.Raw(encode_user_value(payload))
+        return SignalReceived(**about, request=f"request-{len(spec.records)}", name=name, payload=payload_of)
+
+    return Fact("signalled", make)
 
 
 def cancelled(reason: str = "") -> Fact:
@@ -249,9 +264,10 @@ def undo_failed(step: str, *, round: int | None = None) -> Fact:  # noqa: A002
 
 
 def time_passes() -> Fact:
-    """The next timer fires: a deadline without an outcome, a backoff that is over. Nothing else happens before.
+    """The next timer fires, and nothing else happens before.
 
-    Appending it raises ``AssertionError`` if the saga waits for no time.
+    That is a deadline without an outcome, a wait for a signal that was in vain, a backoff that is over, or the time of
+    a scheduled start. Appending it raises ``AssertionError`` if the saga waits for no time.
     """
 
     def make(spec: Spec) -> StepFailed | CompensationFailed | RoundStarted:
@@ -264,7 +280,10 @@ def time_passes() -> Fact:
 
 
 def execute(step: str, *, round: int | None = None) -> Expected:  # noqa: A002
-    """The step is told to run: a join, or the frontier of a new round. Steps with one predecessor need no telling."""
+    """The step is told to run: a join, after a signal, the frontier of a new round or of a scheduled saga.
+
+    Steps with one predecessor need no telling.
+    """
     return Expected("execute", step, round)
 
 
@@ -326,7 +345,10 @@ def _latest_round(spec: Spec, step: str) -> int:
 
 def _next_timer(spec: Spec) -> Timer:
     found = timers(spec.contract, spec.state)
-    assert found, "the saga waits for no time: no step is in flight, no compensation is awaited, no backoff is running"
+    assert found, (
+        "the saga waits for no time: no step is in flight or waits for a signal, no compensation is awaited, "
+        "no backoff is running"
+    )
     return found[0]
 
 

@@ -99,3 +99,18 @@ def test_many_replicas_share_the_work_and_survive_a_kill(tmp_path: Path) -> None
     assert said[2].startswith("replica 1 killed")
     assert said[3] == "60 sagas completed, 60 thumbnails made"
     assert sum(map(int, re.findall(r": (\d+)", said[4]))) == 60
+
+
+def test_manual_approval_waits_uses_the_payload_and_gives_up(tmp_path: Path) -> None:
+    said = said_by("manual_approval", tmp_path)
+    assert said.count("3.0 h  ship is waiting for approved") == 3
+    approved, limited = said.index("Approved after three hours:"), said.index("Approved, but not for so much:")
+    assert said[approved:limited][-2:] == ["3.0 h  shipped, approved by ada", "3.0 h  completed"]
+    assert said[-6:] == [
+        "3.0 h  compensated: ship rejected, over_limit",
+        "Nobody looks at it:",
+        "0.0 h  reserved a piano",
+        "3.0 h  ship is waiting for approved",
+        "8.0 h  released it",
+        "8.0 h  compensated: ship timed_out, signal",
+    ]

@@ -65,6 +65,7 @@ class World(Protocol):
     async def wait(self, saga: Saga, saga_id: str, **options: Any) -> SagaCompleted: ...
     async def status(self, saga: Saga, saga_id: str) -> SagaStatus: ...
     async def cancel(self, saga: Saga, saga_id: str, **options: Any) -> None: ...
+    async def signal(self, saga: Saga, saga_id: str, name: str, payload: Any = None, **options: Any) -> None: ...
 
     async def act(self, saga: Saga, saga_id: str, act: Act, step: str) -> None:
         """An operator answers the stuck compensation of a step."""
@@ -161,6 +162,9 @@ class RunnerWorld(Stage):
     async def cancel(self, saga: Saga, saga_id: str, **options: Any) -> None:
         await self.runner.cancel(saga, saga_id, **options)
 
+    async def signal(self, saga: Saga, saga_id: str, name: str, payload: Any = None, **options: Any) -> None:
+        await self.runner.signal(saga, saga_id, name, payload, **options)
+
     async def act(self, saga: Saga, saga_id: str, act: Act, step: str) -> None:
         await self.runner.act(saga, saga_id, act, step)
 
@@ -232,6 +236,9 @@ class BrokerWorld(Stage):
 
     async def cancel(self, saga: Saga, saga_id: str, **options: Any) -> None:
         await self._client.cancel(saga, saga_id, **options)
+
+    async def signal(self, saga: Saga, saga_id: str, name: str, payload: Any = None, **options: Any) -> None:
+        await self._client.signal(saga, saga_id, name, payload, **options)
 
     async def act(self, saga: Saga, saga_id: str, act: Act, step: str) -> None:
         await self._client.act(saga, saga_id, act, step, operator="test", reason="because")

@@ -108,6 +108,7 @@ def test_a_wrong_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) ->
         "dead-letters list",
         "dead-letters show",
         "dead-letters redrive",
+        "signal",
     ],
 )
 def test_help_of_every_verb_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,5 +178,58 @@ def test_replay_prints_outcomes_and_a_history(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_name_that_is_missing_is_said_with_those_there_are() -> None:
-    with pytest.raises(ConfigurationError, match="it has TEA"):
+    with pytest.raises(ConfigurationError, match="it has PARTY, TEA"):
         load(f"{__name__}:COFFEE", Saga)
+
+
+PARTY = Saga("party", Step("invite"), Step("dance", await_signal="music", signal_timeout="1h"), deadline="2h")
+
+
+def test_a_signal_is_sent_with_who_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broker = ["--broker", f"sqlite:///{tmp_path}/log.db"]
+    assert run_command(["start", f"{__name__}:PARTY", "{}", "--id", "p-1", *broker]) == Exit.DONE
+    signal = ["signal", "party", "p-1", "music", "--payload", '{"band": "waltz"}', "--by", "ada", "--why", "at last"]
+    assert run_command([*signal, *broker]) == Exit.DONE
+    assert capsys.readouterr().err == ""
+    assert run_command([*signal, *broker]) == Exit.DONE
+    assert "had a signal 'music' before" in capsys.readouterr().err
+    assert run_command(["replay", "party", "--saga", "p-1", *broker]) == Exit.DONE
+    history = capsys.readouterr().out
+    assert "SignalReceived" in history
+    assert run_command(["status", "party", "p-1", "--json", *broker]) == Exit.DONE
+    assert json.loads(capsys.readouterr().out)["signals"] == ["music"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (["signal", "party", "p-1", "musik"], Exit.CONFIGURATION, "they wait for music"),
+        (["signal", "party", "p-2", "music"], Exit.NOT_FOUND, "no saga 'p-2'"),
+        (["signal", "party", "p-1", "music", "--payload", "{"], Exit.CONFIGURATION, "the payload is not JSON"),
+        (["start", "party", "{}", "--at", "1pm"], Exit.CONFIGURATION, "'1pm' is no time like"),
+        (["start", "party", "{}", "--in", "soon"], Exit.CONFIGURATION, "duration 'soon' is not like"),
+        (["start", "party", "{}", "--in", "1h", "--at", "2040-01-01"], Exit.CONFIGURATION, "either --at or --in"),
+        (["start", "party", "{}", "--in", "1h", "--wait"], Exit.CONFIGURATION, "--wait does not go with"),
+    ],
+)
+def test_what_cannot_be_signalled_or_scheduled_is_said(
+    arguments: list[str], code: Exit, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker = ["--broker", f"sqlite:///{tmp_path}/log.db"]
+    assert run_command(["start", f"{__name__}:PARTY", "{}", "--id", "p-1", *broker]) == Exit.DONE
+    assert run_command([*arguments, *broker]) == code
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_scheduled_start_says_when_it_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broker = ["--broker", f"sqlite:///{tmp_path}/log.db"]
+    assert run_command(["start", f"{__name__}:TEA", "{}", "--id", "t-1", "--at", "2040-05-01T08:00", *broker]) == 0
+    assert run_command(["start", "tea", "{}", "--id", "t-2", "--in", "90m", *broker]) == Exit.DONE
+    capsys.readouterr()
+    assert run_command(["status", "tea", "t-1", *broker]) == Exit.DONE
+    said = capsys.readouterr().out
+    assert "t-1: scheduled" in said
+    assert "begins 2040-05-01 08:00:00" in said
+    assert run_command(["status", "tea", "t-2", "--json", *broker]) == Exit.DONE
+    status = json.loads(capsys.readouterr().out)
+    assert status["begins_ms"] == status["started_ms"] + 5_400_000

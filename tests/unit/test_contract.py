@@ -625,3 +625,30 @@ def test_the_backoff_doubles_up_to_its_limit() -> None:
 def test_the_backoff_saturates_and_never_falls(retry: int, base: int, limit: int) -> None:
     retries = Retries(1_000, backoff_ms_base=base, backoff_ms_max=limit)
     assert base <= retries.backoff_ms(retry) <= retries.backoff_ms(retry + 1) <= limit
+
+
+def test_a_step_that_waits_for_a_signal_is_triggered_by_no_event_alone() -> None:
+    saga = Saga("order", Step("a"), Step("b", await_signal="approved", signal_timeout="2h"), Step("c"))
+    assert saga.graph.commanded == {"b"}
+    assert saga.graph.chained["a"] == ()
+    assert saga["b"].signal_timeout_ms == 7_200_000
+    assert Saga("order", Step("a", await_signal="go"), Step("b", await_signal="go")).signals == {"go": ("a", "b")}
+    assert from_json(to_json(saga)) == saga
+
+
+@pytest.mark.parametrize(
+    ("step", "problem"),
+    [
+        (Step("a", await_signal="Not this"), "await_signal 'Not this' must match"),
+        (
+            Step("a", signal_timeout="1h"),
+            "signal_timeout is how long a signal is waited for; name one with await_signal",
+        ),
+        (Step("a", await_signal="go", signal_timeout="2d"), "signal_timeout 2d is longer than the saga's deadline, 1d"),
+        (Step("a", await_signal="go", signal_timeout="soon"), "signal_timeout: duration 'soon' is not like"),
+    ],
+)
+def test_what_cannot_be_waited_for_is_refused(step: Step, problem: str) -> None:
+    with pytest.raises(DefinitionError) as refused:
+        Saga("order", step)
+    assert problem in str(refused.value)

@@ -75,3 +75,15 @@ def test_a_compensations_key_changes_with_its_generation_and_is_not_the_handlers
 def test_two_inputs_share_a_start_hash_only_if_they_are_the_same_bytes(one: bytes, other: bytes) -> None:
     assert (ids.input_hash(one) == ids.input_hash(other)) == (one == other)
     assert re.search(ids.START_HASH_PATTERN, ids.input_hash(one))
+
+
+def test_a_scheduled_start_is_another_one_than_the_same_input_now_or_then() -> None:
+    schedules: tuple[dict[str, int], ...] = (
+        {},
+        {"delay_ms": 1},
+        {"delay_ms": 2},
+        {"not_before_ms": 1},
+        {"not_before_ms": 1, "delay_ms": 1},
+    )
+    assert len({ids.start_hash(b"1", **schedule) for schedule in schedules}) == len(schedules)
+    assert ids.start_hash(b"1") == ids.input_hash(b"1")

@@ -131,3 +131,9 @@ def test_a_description_cannot_break_lines_or_move_a_terminals_cursor() -> None:
 
 def test_a_description_is_no_part_of_the_diagram() -> None:
     assert mermaid(Saga("order", Step("a"), description='"] --> x["')) == mermaid(Saga("order", Step("a")))
+
+
+def test_a_signal_is_named_in_the_text_and_a_flag_in_mermaid() -> None:
+    saga = Saga("order", Step("pay"), Step("ship", await_signal="approved", signal_timeout="2h"))
+    assert text(saga).endswith("timeout 30s, waits for signal approved for 2h")
+    assert '    signal_approved>"approved"] --> do_ship' in mermaid(saga).splitlines()

@@ -21,6 +21,7 @@ from choreo.testing.spec import (
     crashed,
     execute,
     rejected,
+    signalled,
     started,
     stuck,
     time_passes,
@@ -170,3 +171,18 @@ async def test_a_recorded_history_can_be_asked() -> None:
     spec = given(line, *history)
     assert (spec.state.saga_id, spec.status.phase, spec.status.round) == ("s-7", Phase.COMPENSATED, 2)
     given(line, *history[:-2]).when(history[-2]).then(COMPENSATED)
+
+
+def test_a_step_can_wait_for_a_signal() -> None:
+    approval = Saga("approval", Step("draft", "discard"), Step("pay", await_signal="approved", signal_timeout="1h"))
+    given(approval).when(completed("draft")).then()
+    given(approval, completed("draft")).when(signalled("approved", {"limit": 7})).then(execute("pay"))
+    given(approval, signalled("approved")).when(completed("draft")).then(execute("pay"))
+    late = given(approval, completed("draft")).when(time_passes()).then(compensate("draft"))
+    assert late.status.failure is not None
+    assert late.status.failure.code == "signal"
+
+
+def test_a_start_can_be_scheduled() -> None:
+    given(ORDER, started(at="2h")).when(time_passes()).then(execute("reserve"))
+    given(ORDER, started(at="2h")).when(cancelled()).then(COMPENSATED)

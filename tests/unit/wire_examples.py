@@ -62,9 +62,11 @@ def wire_examples(content_type: str = JSON) -> dict[type[Record], Record]:
             saga_deadline_ms=3_600_000,
             input=context["input"],
             rules=2,
+            not_before_ms=1_760_000_200_000,
+            delay_ms=60_000,
         ),
         CancelRequested(**ABOUT, request="req-2", reason="too slow", requested_by="anna"),
-        SignalReceived(**ABOUT, request="req-3", name="approved", payload=effect),
+        SignalReceived(**ABOUT, request="req-3", name="approved", payload=effect, reason="called", sent_by="anna"),
         OperatorActed(**STEP, act="skip", generation=4, request="req-4", operator="anna", reason="done by hand"),
         StepCompleted(
             **STEP,
@@ -77,7 +79,7 @@ def wire_examples(content_type: str = JSON) -> dict[type[Record], Record]:
             duration_ms=17,
         ),
         StepFailed(**STEP, failure=FAILURE, effect="none", run="run-2", abort=True, attempts=2, duration_ms=5),
-        Execute(**STEP, **context, saga_due_ms=1_760_000_100_000),
+        Execute(**STEP, **context, saga_due_ms=1_760_000_100_000, key_round=1, signals={"approved": effect}),
         Compensate(
             **STEP,
             **context,
@@ -87,6 +89,7 @@ def wire_examples(content_type: str = JSON) -> dict[type[Record], Record]:
             failure=FAILURE,
             own=True,
             remaining=("reserve_stock", "check"),
+            signals={"approved": effect},
         ),
         StepCompensated(
             **STEP,

@@ -32,6 +32,8 @@ class Case(NamedTuple):
     policy: CompensateOnFailure = "if_unknown"
     recover_from: tuple[RecoverFrom, ...] | None = ("crashed", "timed_out")
     pivots: tuple[str, ...] = ()
+    awaiting: tuple[str, ...] = ()
+    scheduled: bool = False
 
     @property
     def contract(self) -> Saga:
@@ -41,6 +43,7 @@ class Case(NamedTuple):
             policy=self.policy,
             recover_from=self.recover_from,
             pivots=self.pivots,
+            awaiting=self.awaiting,
         )
 
     def __str__(self) -> str:
@@ -53,6 +56,10 @@ class Case(NamedTuple):
             parts.append(f"recover_from={self.recover_from and ','.join(self.recover_from)}")
         if self.pivots:
             parts.append(f"pivot: {', '.join(self.pivots)}")
+        if self.awaiting:
+            parts.append(f"waits for a signal: {', '.join(self.awaiting)}")
+        if self.scheduled:
+            parts.append("scheduled")
         if self.bare:
             parts.append(f"without compensation: {', '.join(self.bare)}")
         return " ".join(parts)
@@ -101,6 +108,17 @@ CASES = (
     Case("a-b-c", Budget(crash=1, failure=1, timeout=1), NO_INBOX),
     Case("a-b-c", Budget(crash=2, failure=1), NO_INBOX),
     Case("a-[b,c]-d", Budget(crash=1, failure=1), NO_INBOX),
+    Case("a-b-c", Budget(crash=1, failure=1), awaiting=("b",)),
+    Case("a-b-c", Budget(failure=1, cancel=1, retry=1, signal=1), awaiting=("a", "c")),
+    Case("a-b-c", Budget(failure=1, continues=1, signal=1), awaiting=("b",), policy="always"),
+    Case("a-b-c", Budget(takeover=1, signal=1), awaiting=("b",)),
+    Case("a-b-c", Budget(failure=1, timeout=1, continues=1), awaiting=("b",)),
+    Case("a-b-c", Budget(failure=1, cancel=1, second_start=1), awaiting=("a",)),
+    Case("a-[b,c]-d", Budget(failure=1, retry=1, cancel=1), awaiting=("b", "d")),
+    Case("a-[b,c]-d", Budget(failure=2, act=1), awaiting=("a", "b"), pivots=("a",), bare=("b",)),
+    Case("a-b-c", Budget(failure=1, cancel=1, second_start=1), scheduled=True),
+    Case("a-b-c", Budget(cancel=1, takeover=1), scheduled=True),
+    Case("a-[b,c]-d", Budget(crash=1, failure=1), awaiting=("d",), scheduled=True),
 )
 
 LARGE = (
@@ -131,4 +149,8 @@ LARGE = (
     Case("a-b-c", Budget(crash=1, failure=1, timeout=1, takeover=1), NO_INBOX),
     Case("a-b-c", Budget(crash=1, failure=1, timeout=1, retry=1, undo_failure=1), NO_INBOX),
     Case("a-[b,c]-d", Budget(crash=1, failure=1, timeout=1), NO_INBOX),
+    Case("a-b-c", Budget(failure=1, continues=1, takeover=1, signal=1), awaiting=("b",), policy="always"),
+    Case("a-b-c", Budget(crash=1, failure=1, cancel=1, retry=1, signal=1), awaiting=("a", "c")),
+    Case("a-[b,c]-d", Budget(crash=1, failure=1, timeout=1, cancel=1), awaiting=("b", "d")),
+    Case("a-b-c", Budget(failure=1, cancel=1, takeover=1, second_start=1), scheduled=True),
 )

@@ -25,6 +25,7 @@ from choreo.messages.records import (
     OperatorActed,
     RoundStarted,
     SagaStarted,
+    SignalReceived,
     StepCompensated,
     StepCompleted,
     StepFailed,
@@ -42,6 +43,9 @@ DUE_MS = NOW_MS + STEP_DEADLINE_MS
 UNDO_DUE_MS = NOW_MS + 900_000
 RETRY_LIMIT = 100
 FORWARD_RETRIES = Retries(limit=1)
+SIGNAL = "go"
+SIGNAL_DUE_MS = NOW_MS + 3_600_000
+DELAY_MS = 1_000
 
 LINEAR = {"a": (), "b": ("a",), "c": ("b",)}
 PARALLEL = {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c")}
@@ -55,8 +59,9 @@ def contract_of(
     policy: Any = "if_unknown",
     recover_from: Any = ("crashed", "timed_out"),
     pivots: Iterable[str] = (),
+    awaiting: Iterable[str] = (),
 ) -> Saga:
-    """A saga with these steps; those in ``bare`` have no compensation."""
+    """A saga with these steps; those in ``bare`` have no compensation, those ``awaiting`` wait for ``SIGNAL``."""
     ancestors = Graph(graph).ancestors
     reach = {name: {name, *ancestors[name]} for name in graph}
     return Saga(
@@ -71,6 +76,8 @@ def contract_of(
                 recover_from=None if name in bare or policy == "never" else recover_from,
                 pivot=name in pivots,
                 forward_retries=FORWARD_RETRIES if any(pivot in reach[name] for pivot in pivots) else None,
+                await_signal=SIGNAL if name in awaiting else None,
+                signal_timeout="1h" if name in awaiting else None,
             )
             for name, needs in graph.items()
         ),
@@ -92,6 +99,8 @@ class View(NamedTuple):
     standing: frozenset[Key]
     substituted: frozenset[Key]
     settled: bool
+    waiting: tuple[Key, ...]
+    scheduled: bool
 
 
 class Folded(NamedTuple):
@@ -153,7 +162,11 @@ def normal(state: SagaState) -> SagaState:
         retry_at_ms=None if state.retry_at_ms is None else NOW_MS,
         standing=dict(sorted(state.standing.items())),
         instances={
-            key: msgspec.structs.replace(instance, runs=tuple(sorted(instance.runs)))
+            key: msgspec.structs.replace(
+                instance,
+                runs=tuple(sorted(instance.runs)),
+                signal_due_ms=SIGNAL_DUE_MS if instance.signal_due_ms else 0,
+            )
             for key, instance in sorted(state.instances.items())
         },
         failures=state.failures[:1] + tuple(sorted(state.failures[1:], key=lambda failure: failure[:2])),
@@ -167,7 +180,7 @@ def view_of(state: SagaState) -> View:
     return View(
         outcome="" if state.outcome is None else state.outcome.kind,
         settles_early=state.failing_since_ms == NOW_MS and state.outcome is None and not state.only_forward,
-        round_ready=state.round + 1 if state.round_ready else 0,
+        round_ready=state.round + 1 if state.round_ready else 1 if state.waits_for_begin else 0,
         in_flight=tuple(key for key, i in instances if i.in_flight),
         awaiting=tuple((*key, i.generation) for key, i in instances if i.awaits_answer and i.compensation_due_ms),
         stuck=tuple((*key, i.generation) for key, i in instances if i.stuck),
@@ -175,6 +188,8 @@ def view_of(state: SagaState) -> View:
         standing=frozenset(state.standing.items()),
         substituted=frozenset(key for key, i in instances if i.offer),
         settled=state.is_settled,
+        waiting=tuple(key for key, _ in instances if state.waits_for_signal(key)),
+        scheduled=state.scheduled,
     )
 
 
@@ -260,7 +275,7 @@ def record_for(contract: Saga, state: SagaState, event: Event) -> tuple[AnyRecor
     match event:
         case ("decided", kind, step, saga_round, generation, reference):
             return record_of(contract, state, Decision(kind, step, saga_round, generation, reference)), NOW_MS
-        case ("started", start, request):
+        case ("started", start, request, scheduled):
             return (
                 SagaStarted(
                     **{**common, "start": start},
@@ -268,13 +283,16 @@ def record_for(contract: Saga, state: SagaState, event: Event) -> tuple[AnyRecor
                     request=request,
                     saga_deadline_ms=contract.deadline_ms,
                     input=msgspec.Raw(b"1" if start == START else b"2"),
+                    delay_ms=DELAY_MS if scheduled else 0,
                 ),
                 NOW_MS,
             )
         case ("cancelled", request):
             return CancelRequested(**common, request=request), NOW_MS
+        case ("signal", request):
+            return SignalReceived(**common, request=request, name=SIGNAL, payload=msgspec.Raw(b'"go"')), NOW_MS
         case ("round", saga_round):
-            return RoundStarted(**common, round=saga_round), max(NOW_MS, state.retry_at_ms or 0)
+            return RoundStarted(**common, round=saga_round), max(NOW_MS, state.begins_ms, state.retry_at_ms or 0)
     kind, step, fold_round = event[:3]
     common["start"], common["round"] = state.wire_round(fold_round)
     common["step"] = step
@@ -296,6 +314,9 @@ def record_for(contract: Saga, state: SagaState, event: Event) -> tuple[AnyRecor
             return StepFailed(**common, failure=TIMED_OUT), DUE_MS + GRACE_MS + 1
         case "settle_limit", ():
             return StepFailed(**common, failure=SETTLE_LIMIT), NOW_MS + SETTLE_MS + GRACE_MS + 1
+        case "no_signal", ():
+            due_ms = state.instance((step, fold_round)).signal_due_ms
+            return StepFailed(**common, failure=NO_SIGNAL, effect="none"), due_ms + GRACE_MS + 1
         case "undone", (generation, verdict, undone):
             return (
                 StepCompensated(
@@ -325,4 +346,5 @@ def record_for(contract: Saga, state: SagaState, event: Event) -> tuple[AnyRecor
 CRASHED = Failure(kind="crashed", message="crashed")
 TIMED_OUT = Failure(kind="timed_out", code="deadline")
 SETTLE_LIMIT = Failure(kind="timed_out", code="settle")
+NO_SIGNAL = Failure(kind="timed_out", code="signal")
 FAILURES = {"none": Failure(kind="rejected", code="no"), "unknown": CRASHED}

@@ -24,6 +24,7 @@ from choreo.messages.records import (
     OperatorActed,
     RoundStarted,
     SagaStarted,
+    SignalReceived,
     StepCompensated,
     StepCompleted,
     StepFailed,
@@ -155,7 +156,11 @@ DIAMOND_OF_BREAKERS = saga(
 
 
 def started(
-    start: str = START, request: str = "request-1", value: bytes = b'{"order":7}', deadline_ms: int | None = None
+    start: str = START,
+    request: str = "request-1",
+    value: bytes = b'{"order":7}',
+    deadline_ms: int | None = None,
+    **schedule: int,
 ) -> Said:
     return Said(
         lambda contract, state: SagaStarted(
@@ -167,6 +172,21 @@ def started(
             request=request,
             saga_deadline_ms=contract.deadline_ms if deadline_ms is None else deadline_ms,
             input=msgspec.Raw(value),
+            **schedule,
+        )
+    )
+
+
+def signalled(name: str = "approved", request: str = "signal-1", payload: bytes = b'{"by":"ada"}') -> Said:
+    return Said(
+        lambda contract, state: SignalReceived(
+            saga=contract.name,
+            version=contract.version,
+            saga_id=SAGA_ID,
+            start=NO_START,
+            request=request,
+            name=name,
+            payload=msgspec.Raw(payload),
         )
     )
 

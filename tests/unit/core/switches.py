@@ -19,6 +19,7 @@ from choreo.messages.records import (
     CancelRequested,
     CompensationFailed,
     RoundStarted,
+    SignalReceived,
     StepCompensated,
     StepCompleted,
     StepFailed,
@@ -151,6 +152,17 @@ def given_up_is_over(contract: Any, state: SagaState, entry: Any, record: Any, k
     if state.instance(key).settling:
         state.update(key, settling=False)
     return note
+
+
+def only_for_who_waits(contract: Any, state: SagaState, entry: Any, record: Any) -> Note | None:
+    if not any(state.waits_for_signal(key) for key in state.instances):
+        return "stale"
+    return evolve.signal_received(contract, state, entry, record)
+
+
+def forget_signals(contract: Any, state: SagaState, entry: Any, record: Any) -> Note | None:
+    state.signals = {}
+    return evolve.round_started(contract, state, entry, record)
 
 
 def one_chain(state: SagaState, start: str, wire_round: int) -> int | None:
@@ -311,5 +323,33 @@ SWITCHES = (
         replaced(StepSpec, "is_commanded", False),
         Case("a-b-c", Budget(cancel=1), pivots=("b",)),
         kind="P",
+    ),
+    Switch(
+        22,
+        "a signal counts only for a step that waits for it already",
+        replaced_in(evolve.OF_SAGA, SignalReceived, only_for_who_waits),
+        Case("a-b-c", Budget(), awaiting=("b",)),
+        kind="G1",
+    ),
+    Switch(
+        22,
+        "a new round forgets the signals",
+        replaced_in(evolve.OF_SAGA, RoundStarted, forget_signals),
+        Case("a-b-c", Budget(failure=1, retry=1), awaiting=("a",)),
+        kind="G1",
+    ),
+    Switch(
+        22,
+        "an event alone triggers a step that waits for a signal",
+        replaced(StepSpec, "is_commanded", False),
+        Case("a-b-c", Budget(), awaiting=("b",)),
+        kind="G2",
+    ),
+    Switch(
+        23,
+        "a scheduled start triggers steps",
+        nullcontext,
+        Case("a-b-c", Budget(), Habits(schedule=False), scheduled=True),
+        kind="B1",
     ),
 )

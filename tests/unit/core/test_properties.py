@@ -61,7 +61,8 @@ def contracts(draw: st.DrawFn) -> Saga:
     order = Graph(graph)
     ordered = [name for name in graph if len(order.ancestors[name]) + len(order.descendants[name]) + 1 == len(graph)]
     pivots = draw(st.sets(st.sampled_from(ordered), max_size=2)) if ordered else set()
-    return contract_of(graph, bare=bare, policy=policy, recover_from=recover_from, pivots=pivots)
+    awaiting = draw(st.sets(st.sampled_from(sorted(graph)), max_size=2))
+    return contract_of(graph, bare=bare, policy=policy, recover_from=recover_from, pivots=pivots, awaiting=awaiting)
 
 
 @st.composite
@@ -93,7 +94,8 @@ class Walk:
 @st.composite
 def walks(draw: st.DrawFn) -> Walk:
     contract = draw(contracts())
-    world = World(contract, draw(st.sampled_from([INBOX, INBOX, NO_INBOX])))
+    habits = draw(st.sampled_from([INBOX, INBOX, NO_INBOX]))
+    world = World(contract, habits, scheduled=draw(st.sampled_from([False, False, True])))
     choices = draw(st.lists(st.integers(0, 2**16), min_size=5, max_size=60))
     now, history = world.start(draw(budgets()))
     events = list(history)
@@ -207,7 +209,12 @@ def test_every_decision_can_be_said_and_its_message_pays_for_it(walk: Walk) -> N
 # ------------------------------------------------------------------------------------------------------- nonsense
 
 STEPS: Mapping[str, tuple[str, ...]] = {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c"), "e": ("d",)}
-CONTRACTS = (contract_of(STEPS, bare="c"), contract_of(STEPS, bare="ad", pivots="d"), contract_of(STEPS, pivots="a"))
+CONTRACTS = (
+    contract_of(STEPS, bare="c"),
+    contract_of(STEPS, bare="ad", pivots="d"),
+    contract_of(STEPS, pivots="a"),
+    contract_of(STEPS, pivots="d", awaiting="ace"),
+)
 VALUES = st.sampled_from([b"1", b'{"x":[1]}', b"null"]).map(msgspec.Raw)
 RUNS = st.sampled_from(["run-1", "run-2", "run-3"])
 FAILURES = st.builds(Failure, kind=st.sampled_from(["rejected", "crashed", "timed_out", "cancelled"]))
@@ -236,9 +243,10 @@ RECORDS: st.SearchStrategy[AnyRecord] = st.one_of(
         request=REQUESTS,
         saga_deadline_ms=st.sampled_from([0, 1_000, 86_400_000]),
         input=VALUES,
+        delay_ms=st.sampled_from([0, 0, 1_000]),
     ),
     st.builds(CancelRequested, **COMMON, request=REQUESTS),
-    st.builds(SignalReceived, **COMMON, request=REQUESTS, name=st.just("paid"), payload=VALUES),
+    st.builds(SignalReceived, **COMMON, request=REQUESTS, name=st.sampled_from(["go", "paid"]), payload=VALUES),
     st.builds(RoundStarted, **COMMON, round=st.integers(1, 4)),
     st.builds(SagaCompleted, **COMMON, result=VALUES, effects=EFFECTS),
     st.builds(

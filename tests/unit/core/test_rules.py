@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from choreo.contract.policy import NO_DUE_MS, CompensateOnFailure, RecoverFrom, Retries
-from choreo.core import Entry, Phase, SagaState, fold, next_due_ms, timers
+from choreo.core import Entry, Phase, fold, next_due_ms, timers
 from choreo.core.status import status_of
 from choreo.messages.headers import MSGPACK
 from choreo.messages.records import (
@@ -20,7 +20,6 @@ from choreo.messages.records import (
     SagaCompensated,
     SagaCompleted,
     SagaStuck,
-    SignalReceived,
     StartRefused,
     StepFailed,
     Undone,
@@ -1264,15 +1263,6 @@ def test_a_record_of_a_round_that_has_not_begun_is_noted() -> None:
     given(LINE, completed("a", saga_round=2)).then_nothing("not_decided")
     given(LINE, round_started(3)).then_nothing("stale")
     given(LINE, round_started(1)).then_nothing("duplicate")
-
-
-def test_a_signal_that_no_step_waits_for_is_noted() -> None:
-    def make(_contract: object, _state: SagaState) -> SignalReceived:
-        return SignalReceived(
-            saga="order", version=1, saga_id=SAGA_ID, start=START, request="r", name="paid", payload=msgspec.Raw(b"1")
-        )
-
-    given(LINE, Said(make)).then_nothing("stale")
 
 
 # ----------------------------------------------------------------------------------------------------- the messages

@@ -41,9 +41,11 @@ class Budget(NamedTuple):
     """An operator skips or resolves what is stuck; to try again costs nothing."""
     settle: int = 0
     """The saga is failing, and the saga-log gives up waiting for a step before the step's own due."""
+    signal: int = 0
+    """The signal is sent again, by the same call or another one; the first one costs nothing."""
 
 
-CRASH, FAILURE, TIMEOUT, CANCEL, RETRY, CONTINUES, TAKEOVER, UNDO_FAILURE, SECOND_START, ACT, SETTLE = range(11)
+CRASH, FAILURE, TIMEOUT, CANCEL, RETRY, CONTINUES, TAKEOVER, UNDO_FAILURE, SECOND_START, ACT, SETTLE, SIGNAL = range(12)
 
 
 class Habits(NamedTuple):
@@ -62,6 +64,8 @@ class Habits(NamedTuple):
     """A compensated inbox row answers with a failure, never with a completion (rule 6)."""
     replicas: bool = True
     """A fault may be a second replica at the same item, or a record appended twice."""
+    schedule: bool = True
+    """A scheduled start triggers nothing."""
 
 
 class Item(NamedTuple):
@@ -105,6 +109,7 @@ class Situation(NamedTuple):
     zombies: tuple[tuple[str, Item, Event | None], ...]
     cells: tuple[tuple[Key, Cell], ...]
     told: str
+    signalled: bool
     budget: Budget
     wrong: tuple[str, ...]
 
@@ -126,6 +131,7 @@ class Draft:
         self.zombies = list(now.zombies)
         self.cells = dict(now.cells)
         self.told = now.told
+        self.signalled = now.signalled
         self.budget = list(now.budget)
         self.wrong = set(now.wrong)
         self.log: list[Event] = []
@@ -142,6 +148,7 @@ class Draft:
             tuple(sorted(self.zombies, key=repr)) if self.zombies else (),
             tuple(sorted(self.cells.items())),
             self.told,
+            self.signalled,
             Budget(*self.budget),
             tuple(sorted(self.wrong)),
         )
@@ -161,6 +168,9 @@ class Draft:
             self._undo_by_hand(event)
         self.saga = folded.state
         self.wrong.update(folded.wrong)
+        self.signalled = self.signalled or event[0] == "signal"
+        if self.signalled and world.folding.views[self.saga].waiting:
+            self.wrong.add("G1 a step waits for a signal that is in the log")
         self._trigger(event)
         if not world.habits.inbox and world.habits.scan:
             self._mark_answered(event)
@@ -202,7 +212,7 @@ class Draft:
     def _trigger(self, event: Event) -> None:
         graph = self.world.graph
         match event:
-            case ("started", start, _):
+            case ("started", start, _, scheduled) if not (scheduled and self.world.habits.schedule):
                 for step in graph.roots:
                     self._push(step, Item(1 if start == START else 0))
             case ("completed", step, saga_round, late, _) if not late:
@@ -260,7 +270,8 @@ NO_ITEM = Item(0)
 class World:
     """The rules of the world: what can happen in each situation."""
 
-    def __init__(self, contract: Saga, habits: Habits) -> None:
+    def __init__(self, contract: Saga, habits: Habits, *, scheduled: bool = False) -> None:
+        self.scheduled = scheduled
         self.folding = Folding(contract)
         self.contract = contract
         self.graph = contract.graph
@@ -269,9 +280,10 @@ class World:
         self.steps = tuple(self.graph.before)
 
     def start(self, budget: Budget) -> tuple[Situation, tuple[Event, ...]]:
-        nothing = Situation(self.folding.first, (), None, tuple(Lane() for _ in self.steps), (), (), "", budget, ())
+        lanes = tuple(Lane() for _ in self.steps)
+        nothing = Situation(self.folding.first, (), None, lanes, (), (), "", False, budget, ())
         draft = Draft(self, nothing)
-        draft.append(("started", START, "request-1"))
+        draft.append(("started", START, "request-1", self.scheduled))
         return draft.freeze(), tuple(draft.log)
 
     def moves(self, now: Situation) -> list[Move]:
@@ -290,6 +302,7 @@ class World:
             and now.zombie_log is None
             and not now.zombies
             and not self.folding.views[now.saga].stuck
+            and not self.folding.views[now.saga].waiting
             and all(lane.at == len(lane.items) for lane in now.lanes)
         )
 
@@ -346,8 +359,8 @@ class World:
             draft.zombie_log = list(draft.outbox)
         state = self.folding.states[draft.saga]
         draft.outbox = [decision_event(decision) for decision in state.owed]
-        if state.round_ready:
-            draft.outbox.append(("round", state.round + 1))
+        if ready := self.folding.views[draft.saga].round_ready:
+            draft.outbox.append(("round", ready))
 
     def _clients(self, now: Situation) -> Iterator[tuple[tuple[object, ...], Change]]:
         if now.budget.cancel:
@@ -361,16 +374,32 @@ class World:
 
             def resend(draft: Draft) -> None:
                 draft.pay(CRASH)
-                draft.append(("started", START, "request-3"))
+                draft.append(("started", START, "request-3", self.scheduled))
 
             yield ("client starts the saga again",), resend
         if now.budget.second_start:
 
             def start(draft: Draft) -> None:
                 draft.pay(SECOND_START)
-                draft.append(("started", OTHER_START, "request-2"))
+                draft.append(("started", OTHER_START, "request-2", False))
 
             yield ("client starts the id with another input",), start
+        yield from self._signals(now)
+
+    def _signals(self, now: Situation) -> Iterator[tuple[tuple[object, ...], Change]]:
+        """The first one comes at any time before the outcome and costs nothing."""
+        if not self.contract.signals:
+            return
+        if not now.signalled and not self.folding.views[now.saga].outcome:
+            yield ("client signals",), lambda draft: draft.append(("signal", "signal-1"))
+        if now.budget.signal:
+            for request in ("signal-1", "signal-2"):
+
+                def again(draft: Draft, request: str = request) -> None:
+                    draft.pay(SIGNAL)
+                    draft.append(("signal", request))
+
+                yield ("client signals, out of turn, by", request), again
 
     def _operator(self, now: Situation) -> Iterator[tuple[tuple[object, ...], Change]]:
         for step, saga_round, generation in self.folding.views[now.saga].stuck:
@@ -385,6 +414,12 @@ class World:
 
     def _timers(self, now: Situation) -> Iterator[tuple[tuple[object, ...], Change]]:
         view = self.folding.views[now.saga]
+        for key in view.waiting:
+            if not self.folding.states[now.saga].only_forward:
+                yield (
+                    ("saga-log gives up waiting for the signal of", key),
+                    lambda draft, key=key: draft.append(("no_signal", *key)),
+                )
         if now.budget.timeout and not view.outcome:
             for key in view.in_flight:
 
@@ -568,6 +603,10 @@ class World:
 
     def _check_new_effect(self, draft: Draft, key: Key) -> None:
         step, saga_round = key
+        if saga_round > 0 and self.contract[step].await_signal is not None and not draft.signalled:
+            draft.wrong.add(f"G2 effect {key} made before the signal")
+        if saga_round > 0 and self.folding.views[draft.saga].scheduled:
+            draft.wrong.add(f"B1 effect {key} made before the saga has begun")
         if draft.told and saga_round > 0:
             draft.wrong.add(f"W2 effect {key} made after the outcome")
         substituted = self.folding.views[draft.saga].substituted

@@ -1,8 +1,8 @@
 """The saga-log as a process: follows the consumer group, runs the batches, fires the timers.
 
-One task reads, folds, appends and saves. The order within a batch makes a crash harmless at any point: fold; append
-what is owed and wait until the log has it; save states and offset together; commit the group's offset. What was not
-reached is done again by the next owner, from the same records and under the same ids.
+One task reads, folds, appends and saves. The order makes a crash harmless at any point: fold a batch; append what is
+owed and wait until the log has it; a few times a second save states and offset together, and commit the group's offset.
+What was not reached is done again by the next owner, from the same records and under the same ids.
 
 The group's committed offset serves two ends: it shows the lag, and it marks what an earlier owner has counted and
 dead-lettered. Where to fold from, the store says.
@@ -61,6 +61,8 @@ class SagaLog:
         poll_timeout_s: how long ``stop`` may have to wait for the end of a quiet poll.
         records_max: in one batch.
         resting_max: sagas per partition that rest and are still kept in memory.
+        save_interval_s: how far the store, the group's offsets and the gauges may lag under load. A saga that goes
+            through several batches in that time is saved once; what a crash loses is folded again from the log.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class SagaLog:
         poll_timeout_s: float = 0.5,
         records_max: int = 500,
         resting_max: int = 1_000,
+        save_interval_s: float = 0.25,
     ) -> None:
         if not contracts:
             raise ConfigurationError("the saga-log has no contracts; give it at least one, as in services.order:ORDER")
@@ -89,6 +92,9 @@ class SagaLog:
         self._retention_ms = retention_ms
         self._poll_timeout_s = poll_timeout_s
         self._records_max = records_max
+        self._save_interval_s = save_interval_s
+        self._save_due_s = 0.0
+        self._consumer: Consumer | None = None
         self._accounts = Accounts(self._metrics, group, self._sagas.values())
         self._registry = Registry(broker)
         self._own = Ownership(
@@ -159,6 +165,7 @@ class SagaLog:
         consumer = await self._broker.consumer(
             self._group, tuple(self._sagas), on_assigned=self._assigned, on_revoked=self._revoked
         )
+        self._consumer = consumer
         last_poll = self._metrics.last_poll.labels(self._group)
         try:
             while not self._stopping:
@@ -172,9 +179,13 @@ class SagaLog:
                         await self._drop_old()
                     except StoreConflict:  # the store was begun anew while it was read
                         self._own.reload(tuple(self._own.shards))
-                self._show(consumer)
+                    if self._clock.monotonic() >= self._save_due_s:
+                        await self._save(consumer)
+                        self._show(consumer)
                 if self._own.held:
                     await self._clock.sleep(STORE_PAUSE_S)
+            async with self._busy:
+                await self._save(consumer)
         finally:
             await consumer.close()
             self._own.drop(tuple(self._own.shards))
@@ -189,17 +200,21 @@ class SagaLog:
         self._own.leaving.update(tps)
         try:
             async with self._busy:
-                await self._own.save()
+                if self._consumer is not None:
+                    await self._save(self._consumer)
                 self._own.drop(tps)
         finally:
             self._own.leaving.difference_update(tps)
 
     def _pause_s(self) -> float:
         """How long a poll may wait: until the next timer, at most."""
+        pause_s = self._poll_timeout_s
+        if self._uncommitted:
+            pause_s = min(pause_s, max(self._save_due_s - self._clock.monotonic(), 0.0))
         dues = [due for shard in self._own.shards.values() if (due := shard.next_due_ms()) is not None]
         if not dues:
-            return self._poll_timeout_s
-        return min(max((min(dues) - self._clock.now_ms()) / 1_000, 0.0), self._poll_timeout_s)
+            return pause_s
+        return min(max((min(dues) - self._clock.now_ms()) / 1_000, 0.0), pause_s)
 
     def _wanted(self, tp: TopicPartition) -> Callable[[], bool]:
         return lambda: not self._stopping and tp not in self._own.leaving
@@ -227,9 +242,9 @@ class SagaLog:
         if await self._append(letters):
             for shard in worked.values():
                 self._own.account(shard)
-        await self._own.save()
         self._uncommitted |= worked
-        await self._commit(consumer)
+        if letters:
+            self._save_due_s = 0.0  # the committed offset is what keeps a letter from being written twice
 
     async def _apply(self, shard: Shard, messages: Sequence[Message]) -> Applied:
         await self._admit(shard, messages)
@@ -299,6 +314,12 @@ class SagaLog:
         ]
         written = await _side_by_side(works)
         return all(written[: len(letters)])
+
+    async def _save(self, consumer: Consumer) -> None:
+        """Save what has changed, then commit the group's offsets."""
+        self._save_due_s = self._clock.monotonic() + self._save_interval_s
+        await self._own.save()
+        await self._commit(consumer)
 
     async def _commit(self, consumer: Consumer) -> None:
         shards = self._own.shards

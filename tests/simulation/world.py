@@ -200,6 +200,7 @@ class World:
     def _keep_saga_log(self, disk: Disk) -> Callable[[Process], Coroutine[Any, Any, None]]:
         resting_max = self.random.choice((0, 2, 1_000))
         records_max = self.random.choice((1, 5, 500))
+        save_interval_s = self.random.choice((0.0, 0.0, 0.0, 0.25))
 
         async def run(process: Process) -> None:
             if self.faults.happens("store_lost"):
@@ -216,6 +217,7 @@ class World:
                 poll_timeout_s=1.5,
                 records_max=records_max,
                 resting_max=resting_max,
+                save_interval_s=save_interval_s,
             )
             self._saga_logs[process.name] = _Keeper(saga_log, clock, disk, disk.replaced)
             self._stops[process.name] = saga_log.stop

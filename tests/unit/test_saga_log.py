@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,9 @@ BY_SAGA_LOG = (Execute, Compensate, RoundStarted, SagaStuck, SagaCompleted, Saga
 @asynccontextmanager
 async def running(broker: Any, *contracts: Saga, store: Store | None = None, **options: Any) -> AsyncIterator[SagaLog]:
     """A saga-log that is stopped gracefully at the end of the block."""
-    log = SagaLog(broker, store or MemoryStore(), contracts, **({"poll_timeout_s": 0.01} | options))
+    log = SagaLog(
+        broker, store or MemoryStore(), contracts, **({"poll_timeout_s": 0.01, "save_interval_s": 0.0} | options)
+    )
     task = asyncio.create_task(log.run())
     try:
         yield log
@@ -399,7 +401,12 @@ async def day_with_a_death(at: int, store: Store | None) -> tuple[bool, list[Any
     await a_hard_day(pen)
     reaper = Reaper(at)
     first = SagaLog(
-        reaper.mortal(broker), reaper.mortal(store or MemoryStore()), [LINE], poll_timeout_s=0.001, records_max=3
+        reaper.mortal(broker),
+        reaper.mortal(store or MemoryStore()),
+        [LINE],
+        poll_timeout_s=0.001,
+        records_max=3,
+        save_interval_s=0.0,
     )
     task = asyncio.create_task(first.run())
     try:
@@ -493,7 +500,7 @@ async def test_killed_after_every_record_and_restarted_it_decides_the_same() -> 
     ]
     for step in steps:
         await step()
-        log = SagaLog(broker, store, [LINE], poll_timeout_s=0.005)
+        log = SagaLog(broker, store, [LINE], poll_timeout_s=0.005, save_interval_s=0.0)
         task = asyncio.create_task(log.run())
         await until(lambda log=log: folded_to_the_end(log, broker))  # type: ignore[misc]
         task.cancel()
@@ -682,6 +689,37 @@ class FullDisk(MemoryStore):
         if self.full:
             raise StoreError("the disk is full")
         await super().save(advances)
+
+
+class CountingStore(MemoryStore):
+    """A store that knows how often it was written."""
+
+    saves = 0
+
+    async def save(self, advances: Sequence[Advance]) -> None:
+        self.saves += 1
+        await super().save(advances)
+
+
+async def test_a_saga_that_goes_through_many_batches_is_saved_once_and_at_the_end() -> None:
+    broker = await a_broker(LINE)
+    pen = await a_pen(broker, LINE)
+    store = CountingStore()
+    async with running(broker, LINE, store=store, save_interval_s=60.0) as log:
+        await pen.start("first")
+        await quiet(pen, log)
+        await pen.start("s")
+        await pen.completed("s", "a")
+        await quiet(pen, log)
+        await pen.completed("s", "b")
+        await pen.completed("s", "c")
+        assert kinds(await quiet(pen, log))[-1] == "SagaCompleted:"
+        assert store.saves <= 1
+        assert await store.find("order", "s") is None
+    found = await store.find("order", "s")
+    assert found is not None
+    assert found.phase is Phase.COMPLETED
+    assert store.saves <= 2
 
 
 async def test_a_store_that_cannot_be_written_stops_no_saga(caplog: pytest.LogCaptureFixture) -> None:

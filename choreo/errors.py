@@ -14,6 +14,7 @@
     ├── StoreError             the saga-log's store cannot be used
     │   ├── StoreUnavailable   … right now (retriable)
     │   └── StoreConflict      … another instance has moved the checkpoint (retriable)
+    ├── InboxUnavailable       the database of a service's inbox cannot be used right now (retriable)
     └── SagaError              what a client is told about one saga
         ├── SagaNotFound       no record under this id
         ├── SagaFailed         it was compensated (raised by ``Client.run``)
@@ -101,6 +102,14 @@ class StoreUnavailable(StoreError):
 
 class StoreConflict(StoreError):
     """The stored offset is not the one we loaded: another saga-log instance owns the partition now."""
+
+    retriable = True
+
+
+class InboxUnavailable(ChoreoError):
+    """The database of a service's inbox does not answer, or has let another transaction go first; none was committed,
+    or nobody knows. A step's attempt that ends so is made again, and does not count.
+    """  # noqa: D205  # the sentence is worth its length
 
     retriable = True
 

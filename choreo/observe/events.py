@@ -35,7 +35,7 @@ from choreo.messages.records import Failure, Undone
 
 T = TypeVar("T")
 
-TracedResult = Literal["ok", "rejected", "crashed", "timed_out", "cancelled"]
+TracedResult = Literal["ok", "rejected", "crashed", "timed_out", "inbox_unavailable", "cancelled"]
 """How an attempt ended; ``cancelled`` at a stop or when the partition went to another worker."""
 
 

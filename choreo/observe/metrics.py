@@ -24,9 +24,9 @@ from prometheus_client import (
 
 Outcome = Literal["completed", "compensated"]
 Phase = Literal["scheduled", "forward", "compensating", "stuck"]
-StepResult = Literal["completed", "failed", "skipped_duplicate", "skipped_late"]
-AttemptResult = Literal["ok", "rejected", "crashed", "timed_out"]
-CompensationResult = Literal["undone", "nothing_to_undo", "failed", "skipped_duplicate"]
+StepResult = Literal["completed", "failed", "republished", "skipped_duplicate", "skipped_late"]
+AttemptResult = Literal["ok", "rejected", "crashed", "timed_out", "inbox_unavailable"]
+CompensationResult = Literal["undone", "nothing_to_undo", "failed", "republished", "skipped_duplicate"]
 DeadLetterReason = Literal["undecodable", "unknown_version", "unknown_contract"]
 ReplaySource = Literal["rebuild", "scan"]
 ObserverKind = Literal["tracer", "hook", "compensation_error_handler"]
@@ -107,6 +107,10 @@ class Metrics:
             "saga",
             "step",
         )
+        self.inbox_errors = counter(
+            "inbox_errors", "Transactions of an inbox that its database refused, and that are tried again.", "group"
+        )
+        self.inbox_rows_deleted = counter("inbox_rows_deleted", "Rows of an inbox that were too old.", "group")
         self.records_parked = gauge(
             "records_parked", "Records that wait for a contract version this process does not hold.", "saga"
         )

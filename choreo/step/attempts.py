@@ -5,6 +5,9 @@ handler ends when it is cancelled. A sync one runs in a thread, and a thread can
 must not go on before it is gone (rule 3: finished means that the handler has ended), or a ``Compensate`` could undo
 an effect that is only about to happen. So a further attempt waits for the thread; but where none is left, or the
 answer is due, the failure is published at once and the lane stays busy, with the offset unfinished, until it is gone.
+
+An attempt that ends with ``InboxUnavailable`` has done nothing that stays, or nobody knows yet; it is made again, with
+a backoff of its own, as long as the answer is not due, and does not count as one of those that the contract allows.
 """
 
 from __future__ import annotations
@@ -13,20 +16,31 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from prometheus_client import Counter
 
 from choreo.clock import Clock
 from choreo.contract.policy import Retries
+from choreo.errors import InboxUnavailable
 from choreo.observe.metrics import AttemptResult
-from choreo.step.call import AttemptTimeout, Lingering, call_async, call_in_thread
+from choreo.step.call import AttemptTimeout, Callee, Lingering, call_async, call_in_thread
 from choreo.step.context import BaseContext
-from choreo.step.handler import Handler
 from choreo.step.job import Job
 from choreo.step.lanes import Lane
+from choreo.step.recorder import INBOX_BACKOFF, Recorder
+from choreo.step.retried import Retried
 from choreo.step.tracers import Watch
 from choreo.step.verdict import InvalidInput, Reject
+
+
+class Run(Callee[BaseContext[Any]], Protocol):
+    """A handler, or what stands in its place for a run."""
+
+    @property
+    def retried(self) -> Retried:
+        """Which of its exceptions are."""
+        ...
 
 
 class Ended(NamedTuple):
@@ -59,7 +73,7 @@ class Attempts:
 
     async def run(
         self,
-        handler: Handler,
+        handler: Run,
         context: Callable[[Any, int, float, Clock], BaseContext[Any]],
         job: Job,
         lane: Lane,
@@ -69,6 +83,7 @@ class Attempts:
         counters: Mapping[AttemptResult, Counter],
         definite: tuple[type[BaseException], ...] = (Reject, InvalidInput),
         watch: Watch[Any] | None = None,
+        inbox: Recorder | None = None,
     ) -> Ended:
         """Call the handler until it returns, gives a definite answer, or has no attempt or time left.
 
@@ -82,30 +97,34 @@ class Attempts:
             counters: of attempts, by how they ended.
             definite: exceptions that are never retried.
             watch: is told of each attempt.
+            inbox: in whose transactions the attempts are made, if they are.
         """
         clock, due_at = self._clock, job.due_at
         began = clock.monotonic()
-        attempt, in_doubt = 0, False
+        attempt, uncounted, in_doubt = 0, 0, False
         value: Any = None
         error: BaseException | None = AttemptTimeout("deadline", 0)
         lingering: Lingering | None = None
         while True:
-            if not lane.slots.try_take():
-                await lane.rest(lane.slots.take())
+            await _take_places(lane, inbox)
             try:
                 if clock.monotonic() >= due_at:
                     break
                 attempt += 1
                 value, error, lingering = await self._attempt(handler, context, job, attempt, timeout_s, watch)
             finally:
-                lane.slots.give_back()
+                _give_back_places(lane, inbox)
             result = _result_of(error, definite)
             counters[result].inc()
-            wait_s = None
-            if error is not None and not isinstance(error, definite) and attempt <= retries.limit:
+            wait_s, told = None, error
+            if isinstance(error, InboxUnavailable):
+                attempt, uncounted = attempt - 1, uncounted + 1
+                wait_s = self._wait_for_inbox_s(inbox, error, uncounted, due_at)
+                error = AttemptTimeout("deadline", 0)  # what it comes to if there is no time for another
+            elif error is not None and not isinstance(error, definite) and attempt <= retries.limit:
                 wait_s = self._wait_s(handler, error, retries, attempt, due_at)
             if watch is not None:
-                await watch.after(value, error, result, is_last=wait_s is None)
+                await watch.after(value, told, result, is_last=wait_s is None)
             if wait_s is None:
                 break
             in_doubt = True
@@ -120,7 +139,7 @@ class Attempts:
 
     async def _attempt(
         self,
-        handler: Handler,
+        handler: Run,
         context: Callable[[Any, int, float, Clock], BaseContext[Any]],
         job: Job,
         attempt: int,
@@ -143,9 +162,13 @@ class Attempts:
                 await watch.after(None, None, "cancelled", is_last=True)
             raise
 
-    def _wait_s(
-        self, handler: Handler, error: BaseException, retries: Retries, retry: int, due_at: float
-    ) -> float | None:
+    def _wait_for_inbox_s(self, inbox: Recorder | None, error: InboxUnavailable, tries: int, due_at: float) -> float:
+        if inbox is not None:
+            inbox.count_error(error, tries)
+        wait_s = self._random.uniform(0, INBOX_BACKOFF.backoff_ms(tries)) / 1_000
+        return min(wait_s, max(0.0, due_at - self._clock.monotonic()))
+
+    def _wait_s(self, handler: Run, error: BaseException, retries: Retries, retry: int, due_at: float) -> float | None:
         """The wait before a retry; ``None`` if there is to be none."""
         if not handler.retried.includes(error):
             return None
@@ -156,9 +179,29 @@ class Attempts:
         return None if self._clock.monotonic() + wait_s >= due_at else wait_s
 
 
+async def _take_places(lane: Lane, inbox: Recorder | None) -> None:
+    """A place for a running handler, and one for its transaction."""
+    if not lane.slots.try_take():
+        await lane.rest(lane.slots.take())
+    if inbox is not None and not inbox.slots.try_take():
+        try:
+            await lane.rest(inbox.slots.take())
+        except BaseException:
+            lane.slots.give_back()
+            raise
+
+
+def _give_back_places(lane: Lane, inbox: Recorder | None) -> None:
+    lane.slots.give_back()
+    if inbox is not None:
+        inbox.slots.give_back()
+
+
 def _result_of(error: BaseException | None, definite: tuple[type[BaseException], ...]) -> AttemptResult:
     if error is None:
         return "ok"
     if isinstance(error, AttemptTimeout):
         return "timed_out"
+    if isinstance(error, InboxUnavailable):
+        return "inbox_unavailable"
     return "rejected" if isinstance(error, definite) else "crashed"

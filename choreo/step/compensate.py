@@ -6,13 +6,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from random import Random
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from choreo.broker.port import Message
 from choreo.clock import Clock
 from choreo.errors import RecordTooLarge, Unencodable
+from choreo.messages.codec import encode
 from choreo.messages.records import Compensate, CompensationFailed, StepCompensated
 from choreo.step import answer
 from choreo.step.answered import Instance
@@ -25,22 +26,38 @@ from choreo.step.failure import crash, plain_failure
 from choreo.step.job import CompensationJob
 from choreo.step.lanes import Lane
 from choreo.step.place import Place
+from choreo.step.recorded import UndoAnswer
+from choreo.step.recorder import Recorder
 from choreo.step.reply import Replies, log_failure, wait_for_thread
 from choreo.step.service import Hosted
 from choreo.step.tracers import Tracers
+from choreo.step.transactional import TransactionalUndo
 from choreo.step.trigger import compensation_job
 from choreo.step.verdict import InvalidInput, Retry
 
 logger = logging.getLogger(__name__)
 
 
+Kept = Literal["nowhere", "with it", "before"]
+"""An answer is recorded with what the handler does, or was there before one was called; or it is still to be."""
+
+
 class _Undone(NamedTuple):
-    """What came of a command: the answer, the job as it is answered, how it ended, threads that go on."""
+    """What came of a command.
+
+    Attributes:
+        job: as it is answered.
+        lingering: threads that go on.
+        kept: whether the inbox has the answer already.
+        is_empty: the inbox knows that there was nothing to undo.
+    """
 
     reply: StepCompensated | CompensationFailed
     job: CompensationJob
     ended: Ended | None
     lingering: tuple[Lingering, ...]
+    kept: Kept = "nowhere"
+    is_empty: bool = False
 
 
 class Compensator:
@@ -57,6 +74,7 @@ class Compensator:
         clock: Clock,
         random: Random,
         draw_run: Callable[[], str],
+        inbox: Recorder | None,
     ) -> None:
         """Equip a compensator.
 
@@ -64,6 +82,7 @@ class Compensator:
             error_handlers: are asked when all attempts have failed.
             counts: by saga and step.
             draw_run: gives the run ids of answers.
+            inbox: where answers are recorded, if they are.
         """
         self._attempts = attempts
         self._replies = replies
@@ -73,6 +92,7 @@ class Compensator:
         self._clock = clock
         self._random = random
         self._draw_run = draw_run
+        self._inbox = inbox
 
     async def perform(self, record: Compensate, hosted: Hosted, message: Message, lane: Lane, place: Place) -> None:
         """Undo what the command says, once, and answer."""
@@ -87,22 +107,45 @@ class Compensator:
             await self._replies.send(answer.settled(job), job, place)
             place.answered.settle(instance)
             return
-        reply, job, ended, lingering = await self._undo(job, hosted, message, lane, counts)
+        if self._inbox is None:
+            undone = await self._undo(job, hosted, message, lane, counts)
+        else:
+            undone = await self._undo_and_record(self._inbox, job, hosted, message, lane, counts)
+        reply, job, ended = undone.reply, undone.job, undone.ended
         try:
             await self._replies.send(reply, job, place)
         except (Unencodable, RecordTooLarge) as error:
             reply = answer.compensation_failed(job, crash(error, code="unencodable_effect"), ended)
             await self._replies.send(reply, job, place)
         place.answered.settle(instance)
-        if isinstance(reply, StepCompensated):
+        if undone.kept == "before":
+            counts.compensations["republished"].inc()
+        elif isinstance(reply, StepCompensated):
             counts.compensations["undone" if reply.undone else "nothing_to_undo"].inc()
         else:
             counts.compensations["failed"].inc()
             log_failure(job, reply.failure, "unknown")
         if ended is not None:
             counts.compensation_duration.observe(ended.duration_ms / 1_000)
-        for thread in lingering:
+        for thread in undone.lingering:
             await wait_for_thread(thread, job)
+
+    async def _undo_and_record(
+        self, inbox: Recorder, job: CompensationJob, hosted: Hosted, message: Message, lane: Lane, counts: StepCounts
+    ) -> _Undone:
+        """The same with an inbox: what is answered there, or what is answered now and recorded there."""
+        is_empty = False
+        if hosted.compensation is None or not hosted.compensation.resources:
+            plan = await inbox.plan_undo(job, lane, is_inside=bool(hosted.handler.resources))
+            job, is_empty = plan.job, plan.is_empty
+            if plan.answer is not None:
+                return _Undone(plan.answer, job, None, (), kept="before")
+        undone = await self._undo(job, hosted, message, lane, counts)
+        if undone.kept == "nowhere":
+            reply = _within_limits(undone.reply, job, undone.ended)
+            reply = await inbox.conclude_undo(job, reply, is_empty=is_empty or undone.is_empty)
+            undone = undone._replace(reply=reply)
+        return undone
 
     async def _undo(
         self, job: CompensationJob, hosted: Hosted, message: Message, lane: Lane, counts: StepCounts
@@ -114,15 +157,20 @@ class Compensator:
         began, attempts, asked = self._clock.monotonic(), 0, 0
         threads: tuple[Lingering, ...] = ()  # of handlers of errors
         while True:
-            answered_as, ended = await self._run(job, hosted, message, lane, counts)
+            answered_as, ended, transaction = await self._run(job, hosted, message, lane, counts)
             attempts += ended.attempts
             duration_ms = round((self._clock.monotonic() - began) * 1_000) if asked else ended.duration_ms
             ended = ended._replace(attempts=attempts, duration_ms=duration_ms)
             lingering = threads if ended.lingering is None else (*threads, ended.lingering)
-            backoff_ms = ended.value.backoff_ms(job.round, self._random) if isinstance(ended.value, Retry) else 0
-            reply = answer.answer_of_compensation(answered_as, ended, backoff_ms=backoff_ms)
+            if transaction is not None and transaction.recorded is not None:
+                kept: Kept = "before" if transaction.was_recorded else "with it"
+                return _Undone(transaction.recorded, answered_as, ended, lingering, kept=kept)
+            reply = self._answer(answered_as, ended)
+            is_empty = transaction is not None and transaction.is_empty
+            if transaction is not None and transaction.refused is not None:
+                reply = transaction.refused
             if isinstance(reply, StepCompensated) or not self._error_handlers.has(job.saga.name):
-                return _Undone(reply, answered_as, ended, lingering)
+                return _Undone(reply, answered_as, ended, lingering, is_empty=is_empty)
             asked += 1
             event = self._error(job, ended, reply, asked)
             advice, thread = await self._error_handlers.ask(event, lane, hosted.step.timeout_ms / 1_000)
@@ -130,21 +178,25 @@ class Compensator:
                 threads, lingering = (*threads, thread), (*lingering, thread)
             if isinstance(advice, Resolved):
                 reply = answer.answer_of_compensation(answered_as, ended._replace(value=None, error=None), backoff_ms=0)
-                return _Undone(reply, answered_as, ended, lingering)
+                return _Undone(reply, answered_as, ended, lingering, is_empty=is_empty)
             if not isinstance(advice, RetryLater) or not await self._wait(advice.delay_s, job, ended.lingering, lane):
-                return _Undone(reply, answered_as, ended, lingering)
+                return _Undone(reply, answered_as, ended, lingering, is_empty=is_empty)
             job = msgspec.structs.replace(job, run=self._draw_run())
 
     async def _run(
         self, job: CompensationJob, hosted: Hosted, message: Message, lane: Lane, counts: StepCounts
-    ) -> tuple[CompensationJob, Ended]:
+    ) -> tuple[CompensationJob, Ended, TransactionalUndo | None]:
         """A set of attempts; and the job with the trace context that goes on with its answer."""
         assert hosted.compensation is not None, "looked at before"
+        transaction: TransactionalUndo | None = None
+        if self._inbox is not None and hosted.compensation.resources:
+            is_inside = bool(hosted.handler.resources)
+            transaction = TransactionalUndo(self._inbox, hosted.compensation, job, self._answer, is_inside=is_inside)
         watch = self._tracers.watch(job, message)
         counts.running += 1
         try:
             ended = await self._attempts.run(
-                hosted.compensation,
+                transaction or hosted.compensation,
                 CompensationContext,
                 job,
                 lane,
@@ -153,10 +205,15 @@ class Compensator:
                 counters=counts.compensation_attempts,
                 definite=(UnfitInput, InvalidInput),
                 watch=watch,
+                inbox=None if transaction is None else self._inbox,
             )
         finally:
             counts.running -= 1
-        return (job if watch is None else watch.job), ended
+        return (job if watch is None else watch.job), ended, transaction
+
+    def _answer(self, job: CompensationJob, ended: Ended) -> UndoAnswer:
+        backoff_ms = ended.value.backoff_ms(job.round, self._random) if isinstance(ended.value, Retry) else 0
+        return answer.answer_of_compensation(job, ended, backoff_ms=backoff_ms)
 
     def _error(self, job: CompensationJob, ended: Ended, reply: CompensationFailed, asked: int) -> CompensationError:
         return CompensationError(
@@ -186,3 +243,12 @@ class Compensator:
         if lingering is not None:
             await asyncio.wait((lingering,), timeout=max(0.0, job.due_at - self._clock.monotonic()))
         return lingering is None or lingering.done()
+
+
+def _within_limits(reply: UndoAnswer, job: CompensationJob, ended: Ended | None) -> UndoAnswer:
+    """An answer that can be written (rule 20)."""
+    try:
+        encode(reply, content_type=job.content_type)
+    except Unencodable as error:
+        return answer.compensation_failed(job, crash(error, code="unencodable_effect"), ended)
+    return reply

@@ -177,6 +177,10 @@ class CompensationContext(BaseContext[CompensationJob]):
 
     __slots__ = ()
 
+    def about(self, job: CompensationJob) -> CompensationContext:
+        """The same attempt, with more known of what it is about."""
+        return self if job is self._job else CompensationContext(job, self.attempt, self._ends_at, self._clock)
+
     @property
     def idempotency_key(self) -> str:
         """Constant over all attempts and redeliveries of this command; another one in the next generation."""

@@ -2,7 +2,9 @@
 
 The first parameter that is no context gets the saga's input, converted to its annotation (a ``msgspec.Struct``,
 dataclass, ``TypedDict``, builtin; without annotation plain builtins). A parameter annotated ``Context`` or
-``CompensationContext``, or named ``ctx``, gets the context. Others must have defaults, and keep them.
+``CompensationContext``, or named ``ctx``, gets the context. One annotated ``Connection``, ``Session``,
+``AsyncConnection`` or ``AsyncSession`` (SQLAlchemy's) gets the database, from the service's inbox or from a runner's
+transaction. Others must have defaults, and keep them.
 """
 
 from __future__ import annotations
@@ -14,10 +16,18 @@ from typing import Any, NamedTuple, get_type_hints
 import msgspec
 
 from choreo.errors import DefinitionError
+from choreo.inbox.resource import Resource, resource_of
 from choreo.step.call import UnfitInput
 from choreo.step.context import BaseContext, CompensationContext, Context
 from choreo.step.retried import ALWAYS, Retried
 from choreo.step.verdict import InvalidInput
+
+
+class Wanted(NamedTuple):
+    """A parameter in which the handler asks for the database."""
+
+    name: str
+    resource: Resource
 
 
 class Slot(NamedTuple):
@@ -34,9 +44,11 @@ class Handler:
     Attributes:
         is_async: whether calling it gives a coroutine; otherwise it may block, and is called in a thread.
         retried: which of its exceptions are.
+        resources: parameters that ask for the database, to be filled by keyword.
+        unfilled: of these, the names of those that have no default.
     """
 
-    __slots__ = ("_slots", "function", "is_async", "name", "retried")
+    __slots__ = ("_slots", "function", "is_async", "name", "resources", "retried", "unfilled")
 
     def __init__(
         self, function: Callable[..., Any], context_type: type[BaseContext[Any]], retried: Retried = ALWAYS
@@ -50,7 +62,10 @@ class Handler:
         self.name = getattr(function, "__qualname__", type(function).__qualname__)
         self.is_async = is_async(function)
         self.retried = retried
-        self._slots, problems = _slots_of(function, context_type)
+        problems: list[str] = []
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            problems.append("it is a generator; return the effect instead of yielding it")
+        self._slots, self.resources, self.unfilled = _slots_of(function, context_type, problems)
         if problems:
             raise DefinitionError(f"handler {self.name!r}", tuple(problems))
 
@@ -84,20 +99,26 @@ def is_async(function: Callable[..., Any]) -> bool:
     )
 
 
-def _slots_of(function: Callable[..., Any], context_type: type[BaseContext[Any]]) -> tuple[list[Slot], list[str]]:
+def _slots_of(
+    function: Callable[..., Any], context_type: type[BaseContext[Any]], problems: list[str]
+) -> tuple[list[Slot], tuple[Wanted, ...], tuple[str, ...]]:
     slots: list[Slot] = []
-    problems: list[str] = []
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        problems.append("it is a generator; return the effect instead of yielding it")
     hints = _hints_of(function, problems)
+    parameters = _parameters_of(function, problems)
+    wanted = tuple(
+        Wanted(name, resource) for name, _ in parameters if (resource := resource_of(hints.get(name))) is not None
+    )
+    asking = {name for name, _ in wanted}
     has_input = False
-    skipped: str | None = None  # a parameter that keeps its default; what follows it must go by keyword
-    for name, parameter in _parameters_of(function, problems):
+    skipped: str | None = None  # a parameter that is not filled by its place; what follows it must go by keyword
+    for name, parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         annotation = hints.get(name, Any)
         by_keyword = parameter.kind is parameter.KEYWORD_ONLY or skipped is not None
-        if _is_context(annotation) or (name == "ctx" and annotation is Any):
+        if name in asking:
+            skipped, by_keyword = skipped or name, True
+        elif _is_context(annotation) or (name == "ctx" and annotation is Any):
             if annotation is not Any and annotation is not context_type:
                 problems.append(
                     f"parameter {name!r} is a {annotation.__name__}; here it must be a {context_type.__name__}"
@@ -116,10 +137,9 @@ def _slots_of(function: Callable[..., Any], context_type: type[BaseContext[Any]]
                 f"annotate it {context_type.__name__} or give it a default"
             )
         if by_keyword and parameter.kind is parameter.POSITIONAL_ONLY:
-            problems.append(
-                f"parameter {name!r} is positional-only and stands behind {skipped!r}, which keeps its default"
-            )
-    return slots, problems
+            problems.append(f"parameter {name!r} is positional-only, but {skipped!r} is not filled by its place")
+    unfilled = tuple(name for name, parameter in parameters if name in asking and parameter.default is parameter.empty)
+    return slots, wanted, unfilled
 
 
 def _parameters_of(function: Callable[..., Any], problems: list[str]) -> list[tuple[str, inspect.Parameter]]:

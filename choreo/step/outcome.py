@@ -2,7 +2,8 @@
 
 A hook is a reader of the outcome's record in the saga's topic. It has a lane of its own for each saga, beside those of
 the steps, and the record's offset is finished only when the hook has ended: so it runs at least once, through crashes
-and rebalances. It runs for every version of the saga, and in a group that is new for all outcomes still in the log.
+and rebalances. An inbox remembers that it has run; then only one that was killed before runs again. It runs for every
+version of the saga, and in a group that is new for all outcomes still in the log.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from choreo.step.call import Lingering, call
 from choreo.step.hook import Hook
 from choreo.step.lanes import Lane
 from choreo.step.place import Place
+from choreo.step.recorder import Recorder
 from choreo.step.route import Delivery
 from choreo.step.tracers import Tracers
 
@@ -48,6 +50,7 @@ class OutcomeHooks:
         traced: Iterable[str],
         executor: Executor,
         metrics: Metrics,
+        inbox: Recorder | None = None,
     ) -> None:
         """Equip them.
 
@@ -55,7 +58,9 @@ class OutcomeHooks:
             hooks: by saga and name.
             traced: sagas whose outcomes tracers are told.
             executor: where sync hooks run.
+            inbox: remembers which have run.
         """
+        self._inbox = inbox
         self._hooks = {saga: {LANE + hook.name: hook for hook in named.values()} for saga, named in hooks.items()}
         self._tracers = tracers
         self._executor = executor
@@ -79,6 +84,10 @@ class OutcomeHooks:
         instance = Instance(message.key, record.id, name, 0)
         if place.answered.get(instance) is not None:
             return
+        kept = f"{self._tracers.service}/{name}/{record.saga}/{record.id}" if name != TRACERS_LANE else ""
+        if kept and self._inbox is not None and await self._inbox.is_told(kept, lane):
+            place.answered.settle(instance)
+            return
         event = _event(record, message, self._tracers)
         if not lane.slots.try_take():
             await lane.rest(lane.slots.take())
@@ -88,6 +97,8 @@ class OutcomeHooks:
             lane.slots.give_back()
         if lingering is not None:
             await asyncio.wait((lingering,))
+        if kept and self._inbox is not None:
+            await self._inbox.tell(kept)
         place.answered.settle(instance)
 
     async def _tell(self, name: str, event: OutcomeEvent) -> Lingering | None:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from random import Random
+from typing import NamedTuple
+
+import msgspec
 
 from choreo.broker.port import Message
 from choreo.clock import Clock
 from choreo.errors import RecordTooLarge, Undecodable, Unencodable
-from choreo.messages.codec import decode
+from choreo.messages.codec import decode, encode
 from choreo.messages.records import (
     AnyRecord,
     Compensate,
@@ -22,10 +25,10 @@ from choreo.messages.records import (
     StepCompleted,
     StepFailed,
 )
-from choreo.observe.metrics import Metrics
+from choreo.observe.metrics import Metrics, StepResult
 from choreo.step import answer
 from choreo.step.answered import Answer, Instance
-from choreo.step.attempts import Attempts
+from choreo.step.attempts import Attempts, Ended, Run
 from choreo.step.compensate import Compensator
 from choreo.step.compensation_error import ErrorHandlers
 from choreo.step.context import Context
@@ -37,16 +40,27 @@ from choreo.step.lanes import Lane
 from choreo.step.outcome import OutcomeHooks
 from choreo.step.place import Place
 from choreo.step.publish import Publisher
+from choreo.step.recorded import subject_of
+from choreo.step.recorder import Recorder
 from choreo.step.refusal import Refusals
 from choreo.step.reply import Replies, log_failure, wait_for_thread
 from choreo.step.route import Delivery
 from choreo.step.service import Hosted
 from choreo.step.tracers import Tracers
+from choreo.step.transactional import TransactionalStep
 from choreo.step.trigger import TRIGGERS, Trigger, is_trigger, round_of, step_job
 
 logger = logging.getLogger(__name__)
 
 HostedSteps = Mapping[tuple[str, int, str], Hosted]
+
+
+class _Done(NamedTuple):
+    """What came of a trigger: the answer, the job as it is answered, and how the run ended, if there was one."""
+
+    outcome: StepCompleted | StepFailed
+    job: StepJob
+    ended: Ended | None
 
 
 class Performer:
@@ -66,6 +80,7 @@ class Performer:
         outcome_hooks: OutcomeHooks,
         error_handlers: ErrorHandlers,
         park_limit_s: float,
+        inbox: Recorder | None = None,
     ) -> None:
         """Equip a performer.
 
@@ -75,7 +90,9 @@ class Performer:
             outcome_hooks: run on outcomes.
             error_handlers: are asked when a compensation has failed.
             park_limit_s: how long, from its append, a record of an unknown version is kept unfinished.
+            inbox: where outcomes are recorded, if they are.
         """
+        self._inbox = inbox
         self._hosted = hosted
         self._versions = frozenset((saga, version) for saga, version, _ in hosted)
         self._attempts = attempts
@@ -93,6 +110,7 @@ class Performer:
             metrics=metrics,
             park_limit_s=park_limit_s,
             draw_run=self._draw_run,
+            inbox=inbox,
         )
         self._counts = {(saga, step): StepCounts(metrics, saga, step) for saga, _, step in hosted}
         self._compensator = Compensator(
@@ -104,6 +122,7 @@ class Performer:
             clock=clock,
             random=random,
             draw_run=self._draw_run,
+            inbox=inbox,
         )
 
     async def perform(self, delivery: Delivery, lane: Lane, place: Place) -> None:
@@ -147,34 +166,88 @@ class Performer:
             counts.events["skipped_duplicate"].inc()
             return
         counts.delay.observe(max(0.0, (self._clock.now_ms() - message.timestamp_ms) / 1_000))
+        if self._inbox is None:
+            done = await self._run(job, hosted, message, lane)
+        else:
+            done = await self._run_and_record(self._inbox, job, hosted, message, lane)
+        outcome = await self._publish_outcome(done.job, done.outcome, place)
+        place.answered.settle(instance)
+        result: StepResult = "completed" if isinstance(outcome, StepCompleted) else "failed"
+        if done.ended is None:
+            result = "republished"
+        else:
+            counts.durations[result].observe(done.ended.duration_ms / 1_000)
+            if isinstance(outcome, StepFailed):
+                log_failure(job, outcome.failure, outcome.effect)
+        counts.events[result].inc()
+        if done.ended is not None and done.ended.lingering is not None:
+            await wait_for_thread(done.ended.lingering, job)
+
+    async def _run(self, job: StepJob, hosted: Hosted, message: Message, lane: Lane) -> _Done:
+        """Run the handler."""
+        job, ended = await self._attempt(hosted.handler, job, hosted, message, lane)
+        return _Done(answer.answer_of_step(job, ended), job, ended)
+
+    async def _run_and_record(
+        self, inbox: Recorder, job: StepJob, hosted: Hosted, message: Message, lane: Lane
+    ) -> _Done:
+        """Run the handler unless its outcome is recorded, and record it."""
+        if not hosted.handler.resources:
+            return await self._run_outside(inbox, job, hosted, message, lane)
+        if not job.is_fresh and (standing := await inbox.find(job, lane)) is not None:
+            return _Done(standing, job, None)
+        transaction = TransactionalStep(inbox, hosted.handler, job)
+        traced, ended = await self._attempt(transaction, job, hosted, message, lane)
+        if transaction.recorded is not None:
+            return _Done(transaction.recorded, traced, None if transaction.was_recorded else ended)
+        outcome = transaction.refused
+        if outcome is None:
+            if transaction.is_vouched:  # what was rolled back has left nothing, in this run and in those before
+                job, ended = msgspec.structs.replace(job, is_fresh=True), ended._replace(in_doubt=False)
+            outcome = answer.answer_of_step(job, ended)
+        elif transaction.is_vouched:
+            outcome = msgspec.structs.replace(outcome, effect="none")
+        standing = await inbox.conclude(subject_of(job), outcome, job.content_type, is_inside=True)
+        return _Done(standing, traced, ended)
+
+    async def _run_outside(self, inbox: Recorder, job: StepJob, hosted: Hosted, message: Message, lane: Lane) -> _Done:
+        """The same for a handler that does not ask for the database: that it has begun is recorded beforehand."""
+        claim = await inbox.claim(job, lane)
+        if claim.outcome is not None:
+            return _Done(claim.outcome, job, None)
+        traced, ended = await self._attempt(hosted.handler, job, hosted, message, lane)
+        outcome = answer.answer_of_step(msgspec.structs.replace(job, is_fresh=claim.is_first), ended)
+        try:
+            encode(outcome, content_type=job.content_type)
+        except Unencodable as error:
+            outcome = answer.failed(job, crash(error, code="context_too_large"), "unknown", ended)
+        standing = await inbox.conclude(subject_of(job), outcome, job.content_type, is_inside=False)
+        return _Done(standing, traced, ended)
+
+    async def _attempt(
+        self, handler: Run, job: StepJob, hosted: Hosted, message: Message, lane: Lane
+    ) -> tuple[StepJob, Ended]:
+        """All attempts of a run; and the job with the trace context that goes on with its answer."""
+        counts = self._counts[job.saga.name, job.step.name]
         watch = self._tracers.watch(job, message)
         counts.running += 1
         try:
             ended = await self._attempts.run(
-                hosted.handler,
+                handler,
                 Context,
                 job,
                 lane,
-                retries=step.retries,
-                timeout_s=step.timeout_ms / 1_000,
+                retries=hosted.step.retries,
+                timeout_s=hosted.step.timeout_ms / 1_000,
                 counters=counts.attempts,
                 watch=watch,
+                inbox=self._inbox if isinstance(handler, TransactionalStep) else None,
             )
         finally:
             counts.running -= 1
-        if watch is not None:
-            job = watch.job
         if ended.attempts > 1:
             counts.retries.inc(ended.attempts - 1)
-        outcome = await self._publish_outcome(job, answer.answer_of_step(job, ended), place)
-        place.answered.settle(instance)
-        result = "completed" if isinstance(outcome, StepCompleted) else "failed"
-        if isinstance(outcome, StepFailed):
-            log_failure(job, outcome.failure, outcome.effect)
-        counts.durations[result].observe(ended.duration_ms / 1_000)
-        counts.events[result].inc()
-        if ended.lingering is not None:
-            await wait_for_thread(ended.lingering, job)
+        return (job if watch is None else watch.job), ended
 
     async def _publish_outcome(
         self, job: StepJob, outcome: StepCompleted | StepFailed, place: Place
@@ -186,6 +259,8 @@ class Performer:
                 raise
             # The effect exists, only the saga's context has become too large to carry it on.
             outcome = answer.failed(job, crash(error, code="context_too_large"), "unknown")
+            if self._inbox is not None:
+                await self._inbox.replace(job, outcome)
             await self._replies.send(outcome, job, place)
         return outcome
 

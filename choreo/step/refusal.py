@@ -16,6 +16,8 @@ from choreo.step.failure import crash, plain_failure
 from choreo.step.lanes import Lane
 from choreo.step.place import Place
 from choreo.step.publish import Publisher
+from choreo.step.recorded import StepOutcome, Subject
+from choreo.step.recorder import Recorder
 from choreo.step.route import Delivery
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class Refusals:
         metrics: Metrics,
         park_limit_s: float,
         draw_run: Callable[[], str],
+        inbox: Recorder | None = None,
     ) -> None:
         """Equip it.
 
@@ -41,7 +44,9 @@ class Refusals:
             versions: the contracts that are held, by name and version.
             park_limit_s: how long, from its append, a record of an unknown version is kept unfinished.
             draw_run: gives the run ids of answers.
+            inbox: where outcomes are recorded, if they are.
         """
+        self._inbox = inbox
         self._versions = versions
         self._publisher = publisher
         self._dead_letters = dead_letters
@@ -98,7 +103,7 @@ class Refusals:
             version = max(held for saga, held in self._versions if saga == place.saga)
         saga_id = (message.key or b"").decode("utf-8", "replace")
         run = self._draw_run()
-        reply: StepFailed | CompensationFailed
+        reply: StepOutcome | CompensationFailed
         if generation:
             reply = CompensationFailed(
                 saga=place.saga,
@@ -127,6 +132,10 @@ class Refusals:
             )
         content_type = route.content_type if route.content_type in CONTENT_TYPES else JSON
         try:
+            if self._inbox is not None and isinstance(reply, StepFailed):
+                subject = Subject(place.saga, version, saga_id, route.start, step, instance.round)
+                # Whatever it was, it is the outcome from now on; or another run's, if that was recorded.
+                reply = await self._inbox.conclude(subject, reply, content_type, is_inside=False)
             await self._publisher.publish(
                 message.topic, reply, content_type=content_type, traceparent=route.traceparent
             )

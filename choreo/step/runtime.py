@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
+from typing import Any
 
 from choreo.broker.announcement import Announcement, announcement
 from choreo.broker.port import Broker, Producer
@@ -14,14 +15,17 @@ from choreo.broker.registry import announce, register
 from choreo.clock import Clock, SystemClock
 from choreo.contract.saga import Saga
 from choreo.errors import DefinitionError
+from choreo.inbox import Inbox
 from choreo.observe.metrics import Metrics
 from choreo.step.attempts import Attempts
 from choreo.step.compensation_error import ErrorHandlers
 from choreo.step.dead_letter import DeadLetters
+from choreo.step.lanes import Slots
 from choreo.step.options import Options
 from choreo.step.outcome import OutcomeHooks
 from choreo.step.perform import HostedSteps, Performer
 from choreo.step.publish import Publisher
+from choreo.step.recorder import Recorder
 from choreo.step.route import Routes
 from choreo.step.service import Service
 from choreo.step.tracers import Tracers
@@ -71,11 +75,16 @@ class StepRuntime:
         self._options = options if options is not None else Options()
         self._executor = executor
         self._hosted = {service.name: service.hosted() for service in self.services}
-        if problems := _overlaps(self.services, self._hosted):
+        problems = _overlaps(self.services, self._hosted)
+        for service in self.services:
+            if service.inbox is not None:
+                problems += service.inbox.problems_with(service.contracts.values())
+        if problems:
             raise DefinitionError("the set of services", tuple(problems))
         self._workers: tuple[Worker, ...] = ()
         self._ended = asyncio.Event()
         self._is_stopping = False
+        self._inbox_slots: dict[int, Slots] = {}
 
     def not_ready_because(self) -> str | None:
         """Why the process cannot do its work now, for ``/readyz``; ``None`` if it can."""
@@ -92,6 +101,7 @@ class StepRuntime:
             DefinitionError: a contract is registered with another content under the same version.
             TopicError: a topic does not exist.
             BrokerUnavailable: no broker answers at the start; later outages are ridden out.
+            ConfigurationError: the table of an inbox does not exist.
         """
         self.metrics.show_build(loop=type(asyncio.get_running_loop()).__module__.partition(".")[0])
         try:
@@ -104,8 +114,17 @@ class StepRuntime:
                 if executor is None:
                     executor = ThreadPoolExecutor(self._options.threads, thread_name_prefix="choreo-handler")
                     stack.callback(executor.shutdown, wait=False, cancel_futures=True)
-                self._workers = tuple(self._worker(service, producer, executor) for service in self.services)
-                async with asyncio.TaskGroup() as tasks:
+                inboxes = {
+                    service.name: self._recorder(service, service.inbox, executor)
+                    for service in self.services
+                    if service.inbox is not None
+                }
+                for inbox in inboxes.values():
+                    await inbox.open(lambda: self._is_stopping)
+                self._workers = tuple(
+                    self._worker(service, producer, executor, inboxes.get(service.name)) for service in self.services
+                )
+                async with asyncio.TaskGroup() as tasks, _background(inbox.clean_up() for inbox in inboxes.values()):
                     for service, worker in zip(self.services, self._workers, strict=True):
                         if self._is_stopping:
                             worker.stop()
@@ -133,7 +152,19 @@ class StepRuntime:
     def _announcements(self) -> list[Announcement]:
         return [announcement(each.name, each.group, self._hosted[each.name]) for each in self.services]
 
-    def _worker(self, service: Service, producer: Producer, executor: Executor) -> Worker:
+    def _recorder(self, service: Service, inbox: Inbox, executor: Executor) -> Recorder:
+        slots = self._inbox_slots.setdefault(id(inbox), Slots(inbox.concurrency))
+        return Recorder(
+            inbox,
+            slots,
+            service.group,
+            executor=executor,
+            clock=self._clock,
+            random=self._random,
+            metrics=self.metrics,
+        )
+
+    def _worker(self, service: Service, producer: Producer, executor: Executor, inbox: Recorder | None) -> Worker:
         clock, random, metrics, options = self._clock, self._random, self.metrics, self._options
         hosted = self._hosted[service.name]
         publisher = Publisher(producer, service.source, clock=clock, random=random, metrics=metrics)
@@ -147,7 +178,7 @@ class StepRuntime:
             timeout_s=options.observer_timeout_s,
         )
         sagas = {saga for saga, _ in service.contracts}
-        outcome_hooks = OutcomeHooks(service.outcome_hooks, tracers, sagas, executor, metrics)
+        outcome_hooks = OutcomeHooks(service.outcome_hooks, tracers, sagas, executor, metrics, inbox)
         performer = Performer(
             hosted,
             Attempts(clock, random, executor),
@@ -160,9 +191,21 @@ class StepRuntime:
             outcome_hooks=outcome_hooks,
             error_handlers=ErrorHandlers(service.error_handlers, executor, metrics),
             park_limit_s=options.park_limit_s,
+            inbox=inbox,
         )
         routes = Routes(hosted.values(), outcome_hooks.lanes_by_saga)
         return Worker(service, routes, performer, self._broker, clock=clock, metrics=metrics, options=options)
+
+
+@asynccontextmanager
+async def _background(works: Iterable[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Let them go on while the block runs."""
+    tasks = [asyncio.create_task(work, name="inbox/clean-up") for work in works]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _overlaps(services: Iterable[Service], hosted: Mapping[str, HostedSteps]) -> list[str]:

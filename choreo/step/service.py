@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from choreo.contract.policy import Duration, duration_ms
 from choreo.contract.saga import Saga, StepSpec
 from choreo.errors import DefinitionError
+from choreo.inbox import Inbox
 from choreo.step.context import BaseContext, CompensationContext, Context
 from choreo.step.handler import Handler
 from choreo.step.hook import Callback, Hook, problems_of_callback
@@ -49,12 +50,15 @@ class Service:
 
     Attributes:
         name: names the consumer group ``choreo.<name>`` and the source ``/choreo/<name>`` of its records.
+        inbox: where its handlers' outcomes are recorded; ``None`` if nowhere.
     """
 
-    def __init__(self, name: str, *, tracers: Iterable[object] = ()) -> None:
+    def __init__(self, name: str, *, inbox: Inbox | None = None, tracers: Iterable[object] = ()) -> None:
         """Begin a service.
 
         Args:
+            inbox: the recommended way: outcomes are recorded in the service's own database, in one transaction with
+                the effects of the handlers that ask for a ``Session`` or ``Connection``.
             tracers: as for ``trace``.
 
         Raises:
@@ -63,6 +67,7 @@ class Service:
         if not re.match(SERVICE_NAME_PATTERN, name):
             raise DefinitionError(f"service {name!r}", (f"its name must match {SERVICE_NAME_PATTERN}",))
         self.name = name
+        self.inbox = inbox
         self._contracts: dict[tuple[str, int], Saga] = {}
         self._handlers: dict[tuple[str, int, str], Handler] = {}
         self._compensations: dict[tuple[str, int, str], Handler] = {}
@@ -240,6 +245,12 @@ class Service:
                     f"step {step!r} of saga {saga!r} version {version} needs a handler for its compensation "
                     f"{contract[step].compensation!r}; add one with @compensation"
                 )
+            problems += [
+                f"handler {bound.name!r} of step {step!r} asks for the database in {', '.join(bound.unfilled)}, but "
+                "the service has no inbox; say Service(…, inbox=Inbox(engine)), or give the parameter a default"
+                for bound in (handler, compensation)
+                if bound is not None and bound.unfilled and self.inbox is None
+            ]
             hosted[key] = Hosted(contract, contract[step], handler, compensation)
         if not hosted and not problems and not self._outcome_hooks:
             problems.append("it runs no steps; add one with @step")
@@ -268,6 +279,8 @@ class Service:
                 handler = Handler(function, context_type, rule)
             except DefinitionError as error:
                 problems += error.problems
+            else:
+                problems += self._problems_with_inbox(handler)
             if problems:
                 name = getattr(function, "__qualname__", repr(function))
                 raise DefinitionError(f"service {self.name!r}: handler {name!r} of step {step!r}", tuple(problems))
@@ -276,6 +289,16 @@ class Service:
             return function
 
         return decorate
+
+    def _problems_with_inbox(self, handler: Handler) -> list[str]:
+        if self.inbox is None:
+            return []
+        source = self.inbox.source
+        found = (
+            source.problem_with(name, resource, handler_is_async=handler.is_async)
+            for name, resource in handler.resources
+        )
+        return [problem for problem in found if problem is not None]
 
     def _problems(self, saga: Saga, step: str, *, is_compensation: bool) -> list[str]:
         problems = self._problems_of_contract(saga)

@@ -179,13 +179,15 @@ class Worker:
         answered = Answered(self._options.answers_remembered)
         time = BrokerTime()
         if committed.offset < end:
+            # An inbox knows what is answered. Then only the broker's time is looked for, in the last record.
+            start = committed.offset if self._service.inbox is None else max(committed.offset, end - 1)
             scanned = await scan(
                 self._broker,
                 tp,
-                start=committed.offset,
+                start=start,
                 end=end,
                 source=self._service.source.encode(),
-                own_steps=self._routes.own_steps(tp.topic),
+                own_steps=self._routes.own_steps(tp.topic) if self._service.inbox is None else frozenset(),
                 answered=answered,
             )
             self._metrics.records_replayed.labels("scan").inc(scanned.records)

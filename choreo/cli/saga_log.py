@@ -78,6 +78,7 @@ def saga_log(
                         grants=read_grants(http_tokens),
                         host=http_host,
                         port=http_port,
+                        store_url=None if store.startswith("memory:") else store,
                     )
                 await work_until_signal(runtime, metrics, server, f"{http_host}:{http_port}")
             finally:

@@ -197,6 +197,7 @@ def _answering(desk: Desk, bulks: Bulks, guard: Guard, operation: Operation) -> 
         call = Call(
             desk,
             bulks,
+            desk.letters,
             who,
             saga_path(request),
             query,

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from choreo.audit import Explanation, Trail, explain
 from choreo.broker.port import Broker
 from choreo.broker.registry import Registry
 from choreo.client import Client
@@ -20,20 +21,21 @@ from choreo.contract.policy import duration_ms
 from choreo.contract.saga import Saga
 from choreo.core import SagaState
 from choreo.core.status import SagaStatus, status_of
+from choreo.doctor import Diagnosis, examine
 from choreo.ids import SAGA_ID_PATTERN, input_hash, is_saga_id
 from choreo.messages.codec import encode_user_value
 from choreo.observe.metrics import Metrics
 from choreo.store import Query, Row, Store
 from choreo.store.query import place_of
 from choreo.web.cursor import cursor_of, place_in
-from choreo.web.history import Histories, history_of
+from choreo.web.history import Trails
+from choreo.web.letters import Letters
 from choreo.web.live import Feed
 from choreo.web.problem import conflict, invalid, no_such
 from choreo.web.shapes import (
     Accepted,
     Act,
     Filter,
-    History,
     Lag,
     ListQuery,
     Overview,
@@ -64,6 +66,7 @@ class Desk:
     Args:
         sagas: names of the sagas that are looked after.
         not_ready_because: why the saga-log does not do its part.
+        store_url: of the store, for the doctor; ``None`` where it keeps nothing to look into.
     """
 
     def __init__(
@@ -76,16 +79,20 @@ class Desk:
         metrics: Metrics,
         clock: Clock,
         not_ready_because: Callable[[], str | None],
+        store_url: str | None = None,
     ) -> None:
         self.sagas = tuple(dict.fromkeys(sagas))
         self.client = client
         self.clock = clock
         self.registry = Registry(broker)
         self.feed = Feed(broker, self.sagas)
+        self.letters = Letters(broker, self.sagas, clock)
+        self._broker = broker
         self._store = store
+        self._store_url = store_url
         self._metrics = metrics
         self._not_ready_because = not_ready_because
-        self._histories = Histories(broker, self.registry)
+        self._trails = Trails(broker, self.registry)
 
     # Looking
 
@@ -148,27 +155,32 @@ class Desk:
             contract = await self._contract(saga, state.version)
             if contract is not None:
                 return Known(contract, state)
-        told = await self._histories.read(saga, saga_id)
-        if told is None or told.contract is None:
-            raise no_such(
-                "saga id",
-                f"no saga {saga_id!r} of {saga!r} is in the store or in the log: it was never started there, or "
-                "retention has deleted it",
-                "search for it: GET /api/v1/sagas?text=…",
-            )
-        return Known(told.contract, told.state)
+        trail = await self._trails.read(saga, saga_id)
+        contract = trail.contract
+        assert contract is not None, "a trail with facts has a contract"
+        return Known(contract, trail.state)
 
     async def status(self, saga: str, saga_id: str) -> SagaStatus:
         """Where a saga is."""
         return status_of(*await self.known(saga, saga_id))
 
-    async def history(self, saga: str, saga_id: str) -> History:
-        """All that the log has of a saga."""
+    async def trail(self, saga: str, saga_id: str) -> Trail:
+        """All that the log has of a saga, folded record by record."""
         self._check_names(saga, saga_id)
-        told = await self._histories.read(saga, saga_id)
-        if told is None:
-            raise no_such("saga id", f"the log has no record of a saga {saga_id!r} of {saga!r} (any more)")
-        return history_of(told)
+        return await self._trails.read(saga, saga_id)
+
+    async def explanation(self, saga: str, saga_id: str) -> Explanation:
+        """Why a saga is where it is."""
+        self._check_names(saga, saga_id)
+        return await explain(self._broker, saga, saga_id, registry=self.registry, now_ms=self.clock.now_ms())
+
+    async def diagnosis(self) -> Diagnosis:
+        """What the doctor says of the deployment."""
+        contracts = [each for each in await self.contracts() if each.name in self.sagas]
+        now_ms = self.clock.now_ms()
+        return await examine(
+            self._broker, self.sagas, now_ms=now_ms, contracts=contracts, store=self._store_url, read_log=False
+        )
 
     async def contracts(self) -> tuple[Saga, ...]:
         """The registered contracts of the sagas that are looked after."""

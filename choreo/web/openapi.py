@@ -24,6 +24,10 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string", "pattern": ids.SAGA_ID_PATTERN, "maxLength": 200},
     },
     "version": {"description": "The contract's version.", "schema": {"type": "integer", "minimum": 1}},
+    "letter": {
+        "description": "The dead letter's id, partition/offset of the original; the slash is written %2F.",
+        "schema": {"type": "string"},
+    },
     "bulk_id": {"description": "The id in the preview.", "schema": {"type": "string"}},
 }
 

@@ -8,11 +8,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from choreo.audit import CancelPreview, Explanation, History, history, preview_cancel
+from choreo.client.dead_letters import Found
 from choreo.core.status import SagaStatus
+from choreo.doctor import Diagnosis
 from choreo.web.access import Principal, Role
 from choreo.web.bulk import Bulks
 from choreo.web.contracts import contract_detail, contract_line
 from choreo.web.desk import Desk
+from choreo.web.letters import Letters
 from choreo.web.shapes import (
     Accepted,
     Act,
@@ -23,9 +27,12 @@ from choreo.web.shapes import (
     ContractDetail,
     ContractLine,
     EventsQuery,
-    History,
+    LetterDetail,
+    LettersQuery,
     ListQuery,
     Overview,
+    RedrivenTo,
+    RedriveRequest,
     SagaPage,
     Started,
     StartRequest,
@@ -40,6 +47,7 @@ class Call(NamedTuple):
 
     desk: Desk
     bulks: Bulks
+    letters: Letters
     who: Principal
     path: dict[str, str]
     query: Any
@@ -99,7 +107,31 @@ async def _status(call: Call) -> SagaStatus:
 
 
 async def _history(call: Call) -> History:
-    return await call.desk.history(call.path["saga"], call.path["saga_id"])
+    return history(await call.desk.trail(call.path["saga"], call.path["saga_id"]))
+
+
+async def _explanation(call: Call) -> Explanation:
+    return await call.desk.explanation(call.path["saga"], call.path["saga_id"])
+
+
+async def _cancel_preview(call: Call) -> CancelPreview:
+    return preview_cancel(*await call.desk.known(call.path["saga"], call.path["saga_id"]))
+
+
+async def _doctor(call: Call) -> Diagnosis:
+    return await call.desk.diagnosis()
+
+
+async def _letters(call: Call) -> list[Found]:
+    return await call.letters.list(call.path["saga"], call.query)
+
+
+async def _letter(call: Call) -> LetterDetail:
+    return await call.letters.read(call.path["saga"], call.path["letter"])
+
+
+async def _redrive(call: Call) -> RedrivenTo:
+    return await call.letters.redrive(call.path["saga"], call.path["letter"], call.body, by=call.who.name)
 
 
 def _act(act: Act) -> Callable[[Call], Awaitable[Accepted]]:
@@ -196,6 +228,60 @@ OPERATIONS: tuple[Operation, ...] = (
             errors=_ELSEWHERE,
         )
         for act, summary in _STEP_ACTS
+    ),
+    Operation(
+        "explain_saga",
+        "GET",
+        f"{_SAGA}/explanation",
+        Role.READ,
+        "Why a saga is where it is, and what to do",
+        _explanation,
+        Explanation,
+        errors=_GONE,
+    ),
+    Operation(
+        "preview_cancel",
+        "GET",
+        f"{_SAGA}/cancel-preview",
+        Role.READ,
+        "What a cancel would undo, in which order",
+        _cancel_preview,
+        CancelPreview,
+        errors=_GONE,
+    ),
+    Operation("doctor", "GET", "/doctor", Role.READ, "Is the deployment as sagas need it?", _doctor, Diagnosis),
+    Operation(
+        "list_dead_letters",
+        "GET",
+        "/dead-letters/{saga}",
+        Role.READ,
+        "Records that nobody could read",
+        _letters,
+        list[Found],
+        query=LettersQuery,
+        errors=_GONE,
+    ),
+    Operation(
+        "get_dead_letter",
+        "GET",
+        "/dead-letters/{saga}/{letter}",
+        Role.READ,
+        "A dead letter with its bytes",
+        _letter,
+        LetterDetail,
+        errors=_GONE,
+    ),
+    Operation(
+        "redrive_dead_letter",
+        "POST",
+        "/dead-letters/{saga}/{letter}/redrive",
+        Role.OPERATE,
+        "Write a dead letter back into its topic",
+        _redrive,
+        RedrivenTo,
+        body=RedriveRequest,
+        status=_ACCEPTED,
+        errors=_ELSEWHERE,
     ),
     Operation("list_contracts", "GET", "/contracts", Role.READ, "Registered contracts", _contracts, list[ContractLine]),
     Operation(

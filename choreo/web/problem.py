@@ -12,6 +12,8 @@ from choreo.errors import (
     ChoreoError,
     ConfigurationError,
     DefinitionError,
+    NoSuchDeadLetter,
+    NotRedriven,
     NotStuck,
     SagaNotFound,
     StartRefused,
@@ -95,7 +97,9 @@ def problem_of(error: ChoreoError) -> ProblemError:
     match error:
         case SagaNotFound():
             return no_such("saga id", detail, "list the sagas, or search for the id")
-        case NotStuck() | StartRefused():
+        case NoSuchDeadLetter():
+            return no_such("dead letter", detail)
+        case NotStuck() | StartRefused() | NotRedriven():
             return conflict(detail, "look at the saga's status")
         case Unencodable():
             return ProblemError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "value-refused", detail, at="body")

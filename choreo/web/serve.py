@@ -32,6 +32,7 @@ async def serve_saga_log(
     grants: tuple[Grant, ...] = (),
     host: str = "127.0.0.1",
     port: int = 0,
+    store_url: str | None = None,
     clock: Clock | None = None,
 ) -> AsyncIterator[WebServer]:
     """Serve while the block runs.
@@ -39,13 +40,23 @@ async def serve_saga_log(
     Args:
         sagas: names of the sagas that are looked after.
         grants: who may ask; without any, this machine alone.
+        store_url: of the store, for the doctor; ``None`` where it keeps nothing to look into.
 
     Raises:
         OSError: the address cannot be had.
     """
     clock = clock or SystemClock()
     async with Client(broker, source="http-api", clock=clock) as client:
-        desk = Desk(broker, store, client, sagas, metrics=metrics, clock=clock, not_ready_because=not_ready_because)
+        desk = Desk(
+            broker,
+            store,
+            client,
+            sagas,
+            metrics=metrics,
+            clock=clock,
+            not_ready_because=not_ready_because,
+            store_url=store_url,
+        )
         bulks = Bulks(desk)
         app = make_app(desk, bulks, Access(grants, clock), Affairs(metrics, not_ready_because), clock)
         async with WebServer(app, desk, bulks, host=host, port=port) as server:

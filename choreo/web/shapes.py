@@ -12,9 +12,9 @@ import msgspec
 from msgspec import Meta
 
 from choreo import ids
+from choreo.client.dead_letters import Found
 from choreo.contract.policy import CompensateOnFailure
 from choreo.contract.saga import StepSpec
-from choreo.core.status import SagaStatus
 from choreo.messages.records import Record
 
 SagaName = Annotated[str, Meta(pattern=ids.SAGA_NAME_PATTERN)]
@@ -173,34 +173,6 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     operator: str
 
 
-class HistoryLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A record in a saga's history.
-
-    Attributes:
-        type: the record's tag ("step_completed").
-        record: all its fields as plain values.
-        note: what was remarkable about it.
-        decided: what it brought about.
-    """
-
-    partition: int
-    offset: int
-    at_ms: int
-    type: str
-    step: str | None
-    round: int
-    record: Any
-    note: str | None
-    decided: tuple[str, ...]
-
-
-class History(msgspec.Struct, frozen=True, kw_only=True):
-    """All that the log has of a saga, and what it implies."""
-
-    status: SagaStatus
-    records: tuple[HistoryLine, ...]
-
-
 class SagaCounts(msgspec.Struct, frozen=True, kw_only=True):
     """How many sagas of one name are where, as far as retention says.
 
@@ -356,6 +328,56 @@ class EventsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     saga: SagaName | None = None
     saga_id: SagaId | None = None
+
+
+class LettersQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which dead letters; all if nothing is said.
+
+    Attributes:
+        saga_id: with this key.
+        reason: refused for this reason.
+        younger_than: refused since.
+    """
+
+    saga_id: SearchText | None = None
+    reason: SearchText | None = None
+    younger_than: Duration | None = None
+
+
+class LetterDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """A dead letter with its bytes.
+
+    Attributes:
+        headers: the original's; what is no text is shown as far as it is.
+        text: the original's value as text, as far as it is; at most 64 KiB.
+        value: the original's value in base64; at most 64 KiB.
+    """
+
+    letter: Found
+    headers: tuple[tuple[str, str], ...]
+    text: str
+    value: str
+
+
+class RedriveRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A dead letter to be written back into its topic.
+
+    Attributes:
+        again: also if it was written back before.
+    """
+
+    reason: Reason
+    again: bool = False
+
+
+class RedrivenTo(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a dead letter was written back."""
+
+    saga: str
+    letter: str
+    partition: int
+    offset: int
+    operator: str
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):

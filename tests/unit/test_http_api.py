@@ -19,7 +19,7 @@ from choreo.errors import BrokerUnavailable, ConfigurationError
 from choreo.web import limits, live
 from choreo.web.access import Grant, Role, digest_of, new_token, read_grants
 from choreo.web.openapi import document
-from tests.web_world import ORDER, World, application, running, served
+from tests.web_world import ORDER, World, application, running, served, until
 
 DOCUMENT = json.loads(json.dumps(document()))
 SCHEMA_OF_OPENAPI = json.loads((Path(__file__).parents[1] / "schemas" / "openapi-3.1.json").read_text())
@@ -130,9 +130,9 @@ async def test_a_saga_is_started_found_and_looked_into(world: World, api: httpx.
     status = (await api.get(response.headers["location"])).json()
     assert (status["saga_id"], status["phase"]) == ("o/1", "completed")
     history = (await api.get(response.headers["location"] + "/history")).json()
-    assert [line["type"] for line in history["records"]][:2] == ["saga_started", "step_completed"]
-    assert history["records"][-1]["type"] == "saga_completed"
-    assert history["records"][0]["record"]["input"] == {"item": "kite"}
+    assert [line["type"] for line in history["lines"]][:2] == ["saga_started", "step_completed"]
+    assert history["lines"][-1]["type"] == "saga_completed"
+    assert history["lines"][0]["record"]["input"] == {"item": "kite"}
     assert history["status"]["phase"] == "completed"
     listed = (await api.get("/api/v1/sagas")).json()
     assert [(line["saga_id"], line["phase"]) for line in listed["sagas"]] == [("o/1", "completed")]
@@ -213,7 +213,7 @@ async def test_a_running_saga_is_cancelled_with_who_and_why(world: World, api: h
     assert response.status_code == 202, response.text
     world.go_on.set()
     await world.until("a", "compensated")
-    records = (await api.get("/api/v1/sagas/order/a/history")).json()["records"]
+    records = (await api.get("/api/v1/sagas/order/a/history")).json()["lines"]
     [asked] = [line["record"] for line in records if line["type"] == "cancel_requested"]
     assert (asked["requested_by"], asked["reason"]) == ("loopback", "changed their mind")
     problem(await api.post("/api/v1/sagas/order/a/cancel", json={"reason": "again"}), 409, "conflict")
@@ -289,6 +289,47 @@ async def test_a_preview_expires_and_is_for_whom_it_was_made(world: World, monke
         assert "olga" in problem(await api.post(confirm, json=body), 409, "conflict")["detail"]
         api.headers["authorization"] = f"Bearer {OPERATOR}"
         assert "too old" in problem(await api.post(confirm, json=body), 409, "conflict")["detail"]
+
+
+async def test_it_is_told_why_a_saga_is_where_it_is_and_what_a_cancel_would_undo(
+    world: World, api: httpx.AsyncClient
+) -> None:
+    await world.start("a", wait=True)
+    await world.until_busy("a", "charge_card")
+    explanation = (await api.get("/api/v1/sagas/order/a/explanation")).json()
+    assert "charge_card" in explanation["headline"]
+    preview = (await api.get("/api/v1/sagas/order/a/cancel-preview")).json()
+    assert (preview["verdict"], preview["settles"]) == ("undone", ["charge_card"])
+    assert "release_stock" in [each["compensation"] for each in preview["undo"]]
+
+
+async def test_the_doctor_is_asked(api: httpx.AsyncClient) -> None:
+    diagnosis = (await api.get("/api/v1/doctor")).json()
+    assert diagnosis["sagas"] == ["order"]
+    assert diagnosis["checks"] > 5
+
+
+async def test_dead_letters_are_read_and_written_back(world: World, api: httpx.AsyncClient) -> None:
+    assert (await api.get("/api/v1/dead-letters/order")).json() == []
+    producer = await world.broker.producer()
+    await producer.send("choreo.order", key="broken", value=b"<no> record", headers=(("a", b"\xff"),))
+    await producer.close()
+
+    async def buried() -> list[Any]:
+        letters: list[Any] = (await api.get("/api/v1/dead-letters/order?saga_id=broken")).json()
+        return letters
+
+    await until(buried, "the dead letter")
+    [letter] = await buried()
+    assert letter["reason"] == "undecodable"
+    path = f"/api/v1/dead-letters/order/{quote(letter['id'], safe='')}"
+    detail = (await api.get(path)).json()
+    assert (detail["text"], detail["value"]) == ("<no> record", "PG5vPiByZWNvcmQ=")
+    assert (await api.post(f"{path}/redrive", json={"reason": "try"})).status_code == 202
+    problem(await api.post(f"{path}/redrive", json={"reason": "try"}), 409, "conflict")
+    assert (await api.post(f"{path}/redrive", json={"reason": "try", "again": True})).status_code == 202
+    problem(await api.get("/api/v1/dead-letters/order/0%2F999"), 404, "not-found")
+    problem(await api.get("/api/v1/dead-letters/other"), 404, "not-found")
 
 
 # Problems

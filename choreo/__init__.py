@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from choreo.broker import open_broker
     from choreo.client import BlockingClient, Client
-    from choreo.contract import Retries, Saga, Step
+    from choreo.contract import Retries, Saga, Step, when
     from choreo.errors import (
         BrokerUnavailable,
         ChoreoError,
@@ -50,6 +50,7 @@ _HOME = {
     "Saga": "contract",
     "Step": "contract",
     "Retries": "contract",
+    "when": "contract",
     "Service": "step",
     "Context": "step",
     "CompensationContext": "step",
@@ -96,6 +97,7 @@ __all__ = [
     "Step",
     "WaitTimeout",
     "open_broker",
+    "when",
 ]
 
 

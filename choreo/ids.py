@@ -56,6 +56,11 @@ def execute_id(instance: str) -> str:
     return f"{instance}/execute"
 
 
+def skipped_id(instance: str) -> str:
+    """The notice that a step does not run in a round."""
+    return f"{instance}/skipped"
+
+
 def compensate_id(instance: str, generation: int) -> str:
     """The command to undo a step; its answer's id derives from it."""
     return f"{instance}/compensate/{generation}"

@@ -209,6 +209,8 @@ def _about(record: Any, note: str | None) -> str:
         parts.append(f"{record.attempts} attempts")
     if hasattr(record, "undone"):
         parts.append("undone" if record.undone else "nothing to undo")
+    if condition := getattr(record, "condition", ""):
+        parts.append(f"not so: {condition}")
     if reason := getattr(record, "reason", ""):
         parts.append(reason)
     if note is not None:

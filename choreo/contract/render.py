@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from choreo.contract import condition
 from choreo.contract.policy import duration_text
 from choreo.contract.saga import Saga, StepSpec
 
@@ -25,16 +26,17 @@ def text(saga: Saga) -> str:
 
 
 def mermaid(saga: Saga) -> str:
-    """A flowchart: solid arrows forward, dotted arrows to the compensations; a pivot is a hexagon, a signal a flag.
+    """A flowchart: solid arrows forward, with conditions, dotted ones to compensations; pivots hexagons, signals flags.
 
     Nodes have prefixes and labels quotes, because a step may be called ``end`` or ``style``, words of Mermaid's own.
     """
     lines = ["flowchart LR", '    saga_start(("start"))']
     for step in saga.steps:
         lines.append(f'    do_{step.name}{{{{"{step.name}"}}}}' if step.pivot else f'    do_{step.name}["{step.name}"]')
-        lines += [f"    do_{other} --> do_{step.name}" for other in step.after]
+        label = "" if step.when is None else f'|"when {condition.text(step.when).translate(_MERMAID)}"|'
+        lines += [f"    do_{other} -->{label} do_{step.name}" for other in step.after]
         if not step.after:
-            lines.append(f"    saga_start --> do_{step.name}")
+            lines.append(f"    saga_start -->{label} do_{step.name}")
         if step.await_signal is not None:
             lines.append(f'    signal_{step.await_signal}>"{step.await_signal}"] --> do_{step.name}')
         if step.compensation is not None:
@@ -44,6 +46,10 @@ def mermaid(saga: Saga) -> str:
     return "\n".join(lines)
 
 
+_MERMAID = str.maketrans({letter: f"#{ord(letter)};" for letter in '#"<>&`|'})
+"""What would end a label or be taken for markup, by its number."""
+
+
 def _one_line(description: str) -> str:
     """The description without anything that could move a terminal's cursor: contracts come over the wire, too."""
     return "".join(character if character.isprintable() else " " for character in " ".join(description.split()))
@@ -51,6 +57,8 @@ def _one_line(description: str) -> str:
 
 def _limits(step: StepSpec) -> str:
     limits = ["pivot"] if step.pivot else []
+    if step.when is not None:
+        limits.append(f"when {condition.text(step.when)}")
     limits.append(f"timeout {duration_text(step.timeout_ms)}")
     if step.deadline_ms is not None:
         limits.append(f"deadline {duration_text(step.deadline_ms)}")

@@ -9,6 +9,7 @@ from typing import get_args
 
 import msgspec
 
+from choreo.contract.condition import AnyCondition, Condition, as_condition
 from choreo.contract.graph import Graph
 from choreo.contract.policy import (
     FORWARD_RETRIES_DEFAULT,
@@ -19,6 +20,7 @@ from choreo.contract.policy import (
     Retries,
     duration_ms,
 )
+from choreo.contract.when import Place
 from choreo.errors import DefinitionError
 
 _DAY_MS = 86_400_000
@@ -47,6 +49,7 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         await_signal: the step does not run before a signal of this name is in the log; ``None`` if it waits for none.
         signal_timeout_ms: bound of that wait, from when all that the step builds on stands; ``None`` for the saga's
             deadline alone.
+        when: it runs only if this holds when all that it waits for is done; otherwise it is skipped. ``None``: always.
     """
 
     name: str
@@ -63,11 +66,12 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     forward_retries: Retries = FORWARD_RETRIES_DEFAULT
     await_signal: str | None = None
     signal_timeout_ms: int | None = None
+    when: AnyCondition | None = None
 
     @property
     def is_commanded(self) -> bool:
         """Whether no event triggers it, because only the saga-log knows whether it may run: it gets ``Execute``."""
-        return self.pivot or self.await_signal is not None
+        return self.pivot or self.await_signal is not None or self.when is not None
 
     def may_recover_from(self, kind: str) -> bool:
         """Whether the own compensation may answer ``Continue`` after a failure of this kind."""
@@ -103,6 +107,8 @@ class Step:
             in the log, whichever comes later. Several steps may wait for one name. The handler gets the payload.
         signal_timeout: bound of the wait for the signal; then the step fails without having run, as timed out with
             code ``signal``. By default the saga's deadline.
+        when: a condition on the saga's input and the effects of earlier steps (``choreo.when``). Where it does not hold
+            the step is skipped: it has no effect and nothing to undo, and what comes after it goes on.
     """
 
     name: str
@@ -119,6 +125,7 @@ class Step:
     forward_retries: Retries | int | None = None
     await_signal: str | None = None
     signal_timeout: Duration | None = None
+    when: Condition | Place | None = None
 
 
 @dataclass(frozen=True, init=False)
@@ -301,6 +308,16 @@ def _kinds(value: tuple[RecoverFrom, ...] | RecoverFrom | None) -> tuple[Recover
     return (*in_order, *(kind for kind in named if kind not in in_order))
 
 
+def _condition(value: Condition | Place | None, where: str, problems: list[str]) -> AnyCondition | None:
+    if value is None:
+        return None
+    try:
+        return as_condition(value)
+    except DefinitionError as error:
+        problems += [f"{where}: when: {problem}" for problem in error.problems]
+        return None
+
+
 def _fill_in(step: Step, previous: str | None, policy: CompensateOnFailure, problems: list[str]) -> StepSpec:
     where = f"step {step.name!r}"
     if step.after is None:
@@ -324,4 +341,5 @@ def _fill_in(step: Step, previous: str | None, policy: CompensateOnFailure, prob
         forward_retries=_forward_retries(step.forward_retries),
         await_signal=step.await_signal,
         signal_timeout_ms=None if patience is None else _milliseconds(patience, f"{where}: signal_timeout", problems),
+        when=_condition(step.when, where, problems),
     )

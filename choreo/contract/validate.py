@@ -7,6 +7,7 @@ from collections import Counter
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, get_args
 
+from choreo.contract.condition import AllOf, AnyOf, Compare, Condition, Exists, IsIn, Scalar, Value, parts
 from choreo.contract.graph import Graph
 from choreo.contract.policy import (
     DURATION_MS_MAX,
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 STEPS_MAX = 256
 RETRIES_MAX = 1_000
 VERSION_MAX = 1_000_000  # what a record can carry
+CONDITION_PARTS_MAX = 64
+CONDITION_DEPTH_MAX = 16
+CONDITION_VALUES_MAX = 256
+CONDITION_TEXT_MAX = 256
+CONDITION_NUMBER_MAX = 2**53  # up to here JSON readers of any language agree on whole numbers
 NAMES_TAKEN = frozenset({"contracts"})  # choreo.contracts is the topic of the contracts themselves
 
 
@@ -51,6 +57,9 @@ def problems_of(saga: Saga) -> list[str]:
     ]
     if not problems:
         problems += _pivot_problems(saga)
+        for step in saga.steps:
+            if step.when is not None:
+                problems += _condition_problems(saga, step, step.when)
     return problems
 
 
@@ -74,6 +83,90 @@ def _pivot_problems(saga: Saga) -> list[str]:
         f"step {step.name!r}: forward_retries are of a pivot and of steps behind it; use retries"
         for step in saga.steps
         if step.name not in saga.forward_only and step.forward_retries != FORWARD_RETRIES_DEFAULT
+    ]
+
+
+def _condition_problems(saga: Saga, step: StepSpec, condition: Condition) -> list[str]:
+    """A condition is evaluated by every reader of the log, in the same way, before the step runs."""
+    where = f"step {step.name!r}: when"
+    problems = []
+    if step.pivot:
+        problems.append(
+            f"{where}: a pivot cannot be skipped: nobody would know whether there is a way back; "
+            "put the condition on the steps around it"
+        )
+    found = list(parts(condition))
+    if len(found) > CONDITION_PARTS_MAX or max(depth for _, depth in found) > CONDITION_DEPTH_MAX:
+        return [
+            *problems,
+            (
+                f"{where}: the condition has {len(found)} parts; at most {CONDITION_PARTS_MAX} are allowed, nested "
+                f"at most {CONDITION_DEPTH_MAX} deep. Let an earlier step return what it comes down to"
+            ),
+        ]
+    for part, _ in found:
+        match part:
+            case Compare(left=left, right=right):
+                problems += _place_problems(saga, step, left)
+                problems += _place_problems(saga, step, right) if isinstance(right, Value) else _constant(where, right)
+            case IsIn(left=left, values=values):
+                problems += _place_problems(saga, step, left)
+                problems += [problem for value in values for problem in _constant(where, value)]
+                if not 1 <= len(values) <= CONDITION_VALUES_MAX:
+                    problems.append(f"{where}: is_in has {len(values)} values; give it 1 to {CONDITION_VALUES_MAX}")
+            case Exists(left=left):
+                problems += _place_problems(saga, step, left)
+            case AllOf(of=several) | AnyOf(of=several) if not several:
+                problems.append(f"{where}: '{part.__struct_config__.tag}' has no conditions; give it at least one")
+    return list(dict.fromkeys(problems))
+
+
+def _place_problems(saga: Saga, step: StepSpec, place: Value) -> list[str]:
+    where = f"step {step.name!r}: when"
+    problems = []
+    before = saga.graph.ancestors[step.name]
+    if place.step and place.step not in before:
+        close = get_close_matches(place.step, before, n=1)
+        if place.step == step.name:
+            problems.append(f"{where}: it looks at its own effect, which is not there before it has run")
+        elif place.step in saga:
+            problems.append(
+                f"{where}: it looks at the effect of {place.step!r}, which may not have run by then; "
+                f"let {step.name!r} wait for it by 'after'"
+            )
+        else:
+            hint = f"did you mean {close[0]!r}?" if close else f"steps before it: {', '.join(before) or 'none'}"
+            problems.append(f"{where}: it looks at the effect of {place.step!r}, which is no step; {hint}")
+    if len(place.path) > CONDITION_DEPTH_MAX:
+        problems.append(f"{where}: path of {len(place.path)} keys; at most {CONDITION_DEPTH_MAX} are allowed")
+    for segment in place.path:
+        if isinstance(segment, bool) or not isinstance(segment, str | int):
+            problems.append(f"{where}: path has {segment!r}; a key is a text, a position in a list a number")
+        elif segment == "" or (isinstance(segment, str) and len(segment) > CONDITION_TEXT_MAX):
+            problems.append(f"{where}: path has a key of {len(segment)} letters; 1 to {CONDITION_TEXT_MAX} are allowed")
+        elif isinstance(segment, int) and not 0 <= segment <= CONDITION_NUMBER_MAX:
+            problems.append(f"{where}: path has the position {segment}; count from 0")
+    return problems
+
+
+def _constant(where: str, value: Scalar) -> list[str]:
+    if value is None or isinstance(value, bool):
+        return []
+    if isinstance(value, str):
+        if len(value) > CONDITION_TEXT_MAX:
+            return [
+                f"{where}: it compares with a text of {len(value)} letters; at most {CONDITION_TEXT_MAX} are allowed"
+            ]
+        return []
+    if isinstance(value, int | float):
+        if not -CONDITION_NUMBER_MAX <= value <= CONDITION_NUMBER_MAX:  # not a number fails this, too
+            return [f"{where}: it compares with {value}, which is no number between -2**53 and 2**53"]
+        return []
+    return [
+        (
+            f"{where}: it compares with a {type(value).__name__}; constants are texts, numbers, True, False and None, "
+            "written as they are in JSON"
+        )
     ]
 
 

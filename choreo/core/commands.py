@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from choreo.contract.condition import text
 from choreo.contract.saga import Saga
 from choreo.core.order import context_of, standing_effects
 from choreo.core.state import Decision, Instance, Key, SagaState
@@ -20,8 +21,10 @@ from choreo.messages.records import (
     SagaCompleted,
     SagaStuck,
     StartRefused,
+    StepSkipped,
 )
 
+CONDITION_TEXT_MAX = 1_000
 NULL = {"application/json": b"null", "application/msgpack": b"\xc0"}
 
 
@@ -63,6 +66,10 @@ def record_of(contract: Saga, state: SagaState, decision: Decision) -> AnyRecord
             effects={},
             settle=True,
         )
+    if decision.kind == "skip":
+        condition = contract[decision.step].when
+        assert condition is not None, "a step without a condition is never skipped"
+        return StepSkipped(**common, condition=text(condition)[:CONDITION_TEXT_MAX])  # type: ignore[arg-type]
     context = {step: msgspec.Raw(effect) for step, effect in context_of(contract, state, key).items()}
     if decision.kind == "execute":
         return Execute(
@@ -147,6 +154,7 @@ def _completed(contract: Saga, state: SagaState, common: dict[str, object]) -> S
         start=state.start,
         result=msgspec.Raw(result),
         effects={step.name: msgspec.Raw(effects[step.name]) for step in contract.steps if step.name in effects},
+        skipped=tuple(step for step in contract.graph.before if state.is_skipped(step)),
     )
 
 

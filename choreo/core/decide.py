@@ -8,6 +8,7 @@ from __future__ import annotations
 from zlib import crc32
 
 from choreo.contract.saga import Saga
+from choreo.core.condition import runs
 from choreo.core.order import builds_on
 from choreo.core.state import Decision, Instance, Key, Outcome, SagaState
 from choreo.core.survey import Survey
@@ -124,7 +125,10 @@ def _backoff_ms(contract: Saga, state: SagaState, key: Key) -> int:
 
 
 def _go_forward(contract: Saga, state: SagaState, made: list[Decision], *, settled: bool) -> bool:
-    """Whoever stands nowhere, has all predecessors standing, and was not triggered, gets Execute (rule 10)."""
+    """Whoever stands nowhere, has all predecessors standing, and was not triggered, gets Execute (rule 10).
+
+    Unless its condition does not hold: what is skipped stands without an effect, as what was done by hand does.
+    """
     standing = state.standing
     if len(standing) == len(contract.steps):
         if not settled:
@@ -137,16 +141,23 @@ def _go_forward(contract: Saga, state: SagaState, made: list[Decision], *, settl
         if step in standing or any(other not in standing for other in needs):
             continue
         instance = state.instance((step, state.round))
-        if not instance.triggered and instance.first is None:
-            if contract[step].await_signal not in (None, *state.signals):
-                if not instance.signal_due_ms:
-                    state.update((step, state.round), signal_due_ms=_signal_due_ms(contract, state, step))
-                continue
-            state.update((step, state.round), triggered=True)
-            if contract[step].pivot and not state.pivot:
-                state.pivot = "open"
-            _owe(state, Decision("execute", step, state.round), made)
+        if instance.triggered or instance.first is not None:
+            continue
+        if not instance.signal_due_ms and not runs(contract, state, (step, state.round)):
+            state.update((step, state.round), skipped=True, offer="taken", substitute=None)
+            standing[step] = state.round
+            _owe(state, Decision("skip", step, state.round), made)
             changed = True
+            continue
+        if contract[step].await_signal not in (None, *state.signals):
+            if not instance.signal_due_ms:
+                state.update((step, state.round), signal_due_ms=_signal_due_ms(contract, state, step))
+            continue
+        state.update((step, state.round), triggered=True)
+        if contract[step].pivot and not state.pivot:
+            state.pivot = "open"
+        _owe(state, Decision("execute", step, state.round), made)
+        changed = True
     return changed
 
 

@@ -37,6 +37,7 @@ from choreo.messages.records import (
     StepCompleted,
     StepFailed,
     StepRecord,
+    StepSkipped,
     Undone,
 )
 
@@ -315,6 +316,13 @@ def execute(contract: Saga, state: SagaState, entry: Entry, record: Execute, key
     return None
 
 
+def step_skipped(_contract: Saga, state: SagaState, _entry: Entry, _record: StepSkipped, key: Key) -> Note | None:
+    """The notice of a decision."""
+    if _paid(state, Decision("skip", *key)):
+        return None
+    return "duplicate" if state.instance(key).skipped else "not_decided"
+
+
 def compensate(contract: Saga, state: SagaState, entry: Entry, record: Compensate, key: Key) -> Note | None:
     """The message of a decision: from its append time the compensation's due is counted."""
     if not _paid(state, Decision("settle" if record.settle else "compensate", *key, record.generation)):
@@ -374,6 +382,7 @@ OF_STEP: dict[type[Record], Callable[[Saga, SagaState, Entry, Any, Key], Note | 
     CompensationFailed: compensation_failed,
     OperatorActed: operator_acted,
     Execute: execute,
+    StepSkipped: step_skipped,
     Compensate: compensate,
     SagaStuck: saga_stuck,
 }

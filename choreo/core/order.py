@@ -10,7 +10,8 @@ def builds_on(contract: Saga, state: SagaState, later: Key, earlier: Key) -> boo
     """Whether instance ``later`` may have used the effect of instance ``earlier``.
 
     It comes after it in the contract, and in the same round, or in a later round into which ``earlier`` was carried
-    over because its step did not run again in between. Chains of different starts have nothing to do with each other.
+    over because its step neither ran again nor was skipped in between. Chains of different starts have nothing to do
+    with each other.
     """
     if later[0] not in contract.graph.descendants.get(earlier[0], ()):
         return False
@@ -20,7 +21,7 @@ def builds_on(contract: Saga, state: SagaState, later: Key, earlier: Key) -> boo
         return False
     for between in range(earlier[1] + 1, later[1] + 1):
         instance = state.instances.get((earlier[0], between))
-        if instance is not None and instance.triggered:
+        if instance is not None and (instance.triggered or instance.skipped):
             return False
     return True
 
@@ -40,7 +41,7 @@ def context_of(contract: Saga, state: SagaState, key: Key) -> dict[str, bytes]:
             instance = state.instances.get((other, earlier))
             if instance is not None and (instance.completed or instance.offer == "taken"):
                 effect = effect_of(instance)
-                if effect is not None:  # none where an operator took the step as done by hand
+                if effect is not None:  # none where the step was skipped, or an operator took it as done by hand
                     context[other] = effect
                 break
     return context

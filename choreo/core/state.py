@@ -82,7 +82,7 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """
 
     kind: Literal[
-        "execute", "settle", "compensate", "stuck", "complete", "compensated", "refuse_start", "refuse_cancel"
+        "execute", "skip", "settle", "compensate", "stuck", "complete", "compensated", "refuse_start", "refuse_cancel"
     ]
     step: str = ""
     round: int = 0
@@ -115,7 +115,8 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
         overdue: it is past its due, which only alerts, and that was noted.
         signal_due_ms: due of the wait for its signal, from when all that it builds on stood; 0 if it never waited.
         offer: ``continue`` was answered (``offered``), or a substitute stands in its place (``taken``).
-        substitute: the substitute's effect.
+        substitute: the substitute's effect; ``None`` for a step that stands without one.
+        skipped: its condition did not hold: it stands without an effect, in its own place (``taken``).
     """
 
     triggered: bool = False
@@ -140,6 +141,7 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
     compensation_failure: Failure | None = None
     offer: Literal["", "offered", "taken"] = ""
     substitute: bytes | None = None
+    skipped: bool = False
 
     @property
     def in_flight(self) -> bool:
@@ -292,6 +294,11 @@ class SagaState(msgspec.Struct, omit_defaults=True):
         copy.standing = dict(self.standing)
         copy.instances = dict(self.instances)
         return copy
+
+    def is_skipped(self, step: str) -> bool:
+        """Whether it stands because its condition did not hold, and not because it has run."""
+        saga_round = self.standing.get(step)
+        return saga_round is not None and self.instance((step, saga_round)).skipped
 
     def instance(self, key: Key) -> Instance:
         return self.instances.get(key, UNTOUCHED)

@@ -13,7 +13,16 @@ from choreo.messages.codec import decode_user_value
 from choreo.messages.records import Failure, Undone
 
 StepPhase = Literal[
-    "waiting", "running", "completed", "substituted", "failed", "compensating", "stuck", "undone", "skipped"
+    "waiting",
+    "running",
+    "completed",
+    "skipped",
+    "substituted",
+    "failed",
+    "compensating",
+    "stuck",
+    "undone",
+    "no_compensation",
 ]
 
 
@@ -22,8 +31,9 @@ class StepStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         phase: ``waiting`` for its predecessors; ``running`` from its trigger to its outcome, queues included;
-            ``completed``; ``substituted`` by a compensation's ``continue``; ``failed`` with nothing to undo;
-            ``compensating``; ``stuck``; ``undone``; ``skipped`` on the way back for want of a compensation.
+            ``completed``; ``skipped`` because its condition did not hold; ``substituted`` by a compensation's
+            ``continue``; ``failed`` with nothing to undo; ``compensating``; ``stuck``; ``undone``; ``no_compensation``,
+            so it was passed over on the way back.
         effect: as plain values; ``None`` as long as there is none.
         signal, signal_due_ms: what a ``waiting`` step waits for when all that it builds on stands, and until when;
             ``None`` and 0 otherwise.
@@ -128,6 +138,8 @@ def _step_phase(contract: Saga, state: SagaState, step: str, saga_round: int, in
         return "running"
     if instance.awaits_answer:
         return "compensating"
+    if instance.skipped and not instance.generation:
+        return "skipped"
     if instance.offer == "taken" and state.standing.get(step) == saga_round:
         return "substituted"
     if instance.first is None:
@@ -135,7 +147,7 @@ def _step_phase(contract: Saga, state: SagaState, step: str, saga_round: int, in
     answers = [one.how for one in state.undone if (one.step, one.round) == (step, saga_round)]
     if answers:
         if contract[step].compensation is None:
-            return "skipped"
+            return "no_compensation"
         if instance.first == "completed" or answers[-1:] != ["nothing_to_undo"]:
             return "undone"
         return "failed"  # and its own compensation found nothing to undo

@@ -54,8 +54,9 @@ class _Change:
     def _alternatives(self, where: str, old: Schema, new: Schema) -> Iterator[str]:
         before, after = self._by_kind(self._old_root, old), self._by_kind(self._new_root, new)
         for kind, alternative in before.items():
-            title = alternative.get("title")
-            successor = next((name for name, other in after.items() if title and other.get("title") == title), None)
+            title = _resolve(self._old_root, alternative).get("title")
+            titles = {name: _resolve(self._new_root, other).get("title") for name, other in after.items()}
+            successor = next((name for name, other in titles.items() if title and other == title), None)
             if kind in after:
                 yield from self.compare(where if title is None else str(title), alternative, after[kind])
             elif "any" in after:
@@ -66,8 +67,8 @@ class _Change:
                 yield f"{where}: {kind!r} is no longer taken, but stands in logs. Remedy: keep it, even if unused"
 
     def _by_kind(self, root: Schema, schema: Schema) -> dict[str, Schema]:
-        alternatives = [_resolve(root, alternative) for alternative in schema.get("anyOf", [schema])]
-        return {_kind(alternative): alternative for alternative in alternatives}
+        """The alternatives, references unresolved: a schema may contain itself."""
+        return {_kind(_resolve(root, alternative)): alternative for alternative in schema.get("anyOf", [schema])}
 
     def _values(self, where: str, old: Schema, new: Schema) -> Iterator[str]:
         lost_types = _types(old) - _types(new)

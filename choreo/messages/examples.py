@@ -27,6 +27,7 @@ from choreo.messages.records import (
     StepCompensated,
     StepCompleted,
     StepFailed,
+    StepSkipped,
     Undone,
 )
 
@@ -74,6 +75,7 @@ def examples(saga: Saga) -> dict[type[Record], Record]:
         ),
         StepFailed(**{**about, "step": last.name}, failure=rejected, effect="none", run=_RUN, duration_ms=9),
         Execute(**{**about, "step": last.name}, saga_due_ms=due_ms, input=_INPUT, effects={first.name: _EFFECT}),
+        StepSkipped(**{**about, "step": last.name}, condition="input.amount > 2000"),
         Compensate(
             **command,
             deadline_ms=first.compensation_deadline_ms,

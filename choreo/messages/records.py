@@ -270,6 +270,20 @@ class Execute(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="ex
         return ids.execute_id(self.instance)
 
 
+class StepSkipped(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="step_skipped"):
+    """The step's condition does not hold, so it does not run in this round. What comes after it goes on (rule 10).
+
+    Attributes:
+        condition: as a person reads it; nothing is decided by it.
+    """
+
+    condition: Text = ""
+
+    @property
+    def id(self) -> str:
+        return ids.skipped_id(self.instance)
+
+
 class Compensate(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="compensate"):
     """Undo this step, or find that there is nothing to undo; or first only say that it has settled.
 
@@ -409,12 +423,14 @@ class SagaCompleted(Record, frozen=True, kw_only=True, omit_defaults=True, tag="
     """All steps stand. The saga's one outcome (rule 14).
 
     Attributes:
-        result: the effect of the contract's last step.
-        effects: of all steps.
+        result: the effect of the contract's last step; ``null`` if that was skipped.
+        effects: of all steps that have one.
+        skipped: the steps whose condition did not hold, in the order of the contract.
     """
 
     result: msgspec.Raw
     effects: Effects
+    skipped: tuple[StepName, ...] = ()
 
     @property
     def id(self) -> str:
@@ -480,6 +496,7 @@ AnyRecord = (
     | StepCompleted
     | StepFailed
     | Execute
+    | StepSkipped
     | Compensate
     | StepCompensated
     | CompensationFailed

@@ -15,6 +15,7 @@ import msgspec
 
 from choreo import ids
 from choreo.contract import Retries, Saga
+from choreo.contract.condition import CONDITION_TYPES, Value
 from choreo.contract.document import ContractDocument
 from choreo.contract.saga import StepSpec
 from choreo.messages.codec import encode
@@ -42,6 +43,7 @@ from choreo.messages.records import (
     StepCompensated,
     StepCompleted,
     StepFailed,
+    StepSkipped,
     Undone,
 )
 
@@ -49,12 +51,20 @@ __all__ = ["asyncapi", "incompatibilities", "json_schemas"]
 
 Document = dict[str, Any]
 
-_PARTS: tuple[type[msgspec.Struct], ...] = (Failure, Undone, ContractDocument, StepSpec, Retries)
+_PARTS: tuple[type[msgspec.Struct], ...] = (
+    Failure,
+    Undone,
+    ContractDocument,
+    StepSpec,
+    Retries,
+    Value,
+    *CONDITION_TYPES,
+)
 _STRUCTS: dict[str, type[msgspec.Struct]] = {kind.__name__: kind for kind in (*RECORD_TYPES, *_PARTS)}
 _CLIENT_SENDS = (SagaStarted, CancelRequested, SignalReceived, OperatorActed)
 _CLIENT_AWAITS = (SagaCompleted, SagaCompensated, SagaStuck, StartRefused, CancelRefused)
 _SAGA_LOG_SENDS = (
-    *(Execute, Compensate, RoundStarted, StepFailed, CompensationFailed),
+    *(Execute, StepSkipped, Compensate, RoundStarted, StepFailed, CompensationFailed),
     *(SagaStuck, SagaCompleted, SagaCompensated, StartRefused, CancelRefused),
 )
 
@@ -123,7 +133,8 @@ def _described(title: str, body: Mapping[str, Any]) -> Document:
         if name in about:
             field["description"] = about[name]
     if (tag := kind.__struct_config__.tag) is not None:
-        schema["properties"]["type"] = {"const": tag, "description": "Which record this is."}
+        what = "record" if issubclass(kind, Record) else "condition"
+        schema["properties"]["type"] = {"const": tag, "description": f"Which {what} this is."}
     return schema
 
 

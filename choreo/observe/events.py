@@ -106,6 +106,7 @@ class OutcomeEvent(msgspec.Struct, frozen=True, kw_only=True):
         step, failure: the first failure; ``None`` if the saga completed, or was cancelled before any.
         reason: of a cancel.
         compensations: what was undone, in order, and how.
+        skipped: the steps of a completed saga whose condition did not hold.
         raw_effects: what the standing steps returned, by step, in ``content_type``; empty if nothing stands.
         traceparent: of the saga.
         topic, partition, offset: of the outcome's record.
@@ -123,6 +124,7 @@ class OutcomeEvent(msgspec.Struct, frozen=True, kw_only=True):
     failure: Failure | None = None
     reason: str = ""
     compensations: tuple[Undone, ...] = ()
+    skipped: tuple[str, ...] = ()
     raw_effects: Mapping[str, msgspec.Raw] = MappingProxyType({})
     content_type: str
     traceparent: str | None

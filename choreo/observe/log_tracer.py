@@ -39,6 +39,8 @@ class LogTracer:
 
     async def on_outcome(self, event: OutcomeEvent) -> None:
         why = "" if event.failure is None else f": {event.failure.code or event.failure.kind} at {event.step}"
+        if event.skipped:
+            why += f", without {', '.join(event.skipped)}"
         self._logger.log(
             self._level,
             "saga %s%s",

@@ -78,6 +78,7 @@ class Metrics:
         )
         self.compensate_commands = counter("compensate_commands", "Compensate commands appended.", "saga")
         self.repairs = counter("repairs", "Sagas with possible effects found after their outcome.", "saga")
+        self.steps_skipped = counter("steps_skipped", "Steps whose condition did not hold.", "saga", "step")
         self.events_late = counter("events_late", "Completions appended after their due.", "saga", "step")
         self.events_duplicate = counter("events_duplicate", "Records that say again what was said.", "saga")
         self.timers_pending = gauge("timers_pending", "Timers that wait for their time.", "saga")

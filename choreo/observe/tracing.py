@@ -70,6 +70,8 @@ class OpenTelemetryTracer:
         span = self._start(event, {"choreo.outcome": event.outcome, "choreo.phase": event.outcome})
         if event.failure is not None:
             span.set_attribute("error.type", event.failure.exception_type or event.failure.code or event.failure.kind)
+        if event.skipped:
+            span.set_attribute("choreo.skipped", event.skipped)
         span.end()
 
     def traceparent(self, state: OpenSpan | None) -> str | None:

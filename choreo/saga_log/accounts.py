@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 
 from choreo.broker.port import TopicPartition
 from choreo.core import SagaState
-from choreo.messages.records import StepRecord
+from choreo.messages.records import StepRecord, StepSkipped
 from choreo.observe.log import trace_id_of
 from choreo.observe.metrics import Metrics
 from choreo.saga_log.intake import Unheld
@@ -94,13 +94,15 @@ class Accounts:
             self._say_stuck(shard.saga, state)
 
     def _count(self, saga: str, seen: Seen) -> None:
-        metrics, (_, before, (state, owed, note)) = self._metrics, seen
+        metrics, (entry, before, (state, owed, note)) = self._metrics, seen
         if state.started and not before.started:
             metrics.sagas_started.labels(saga).inc()
         if state.finished_ms and not before.finished_ms and state.outcome is not None:
             metrics.sagas_finished.labels(saga, state.outcome.kind).inc()
             duration_s = max(0, state.finished_ms - state.began_ms) / 1_000  # cancelled before it began: none
             metrics.saga_duration.labels(saga, state.outcome.kind).observe(duration_s)
+        if isinstance(entry.record, StepSkipped) and note is None:
+            metrics.steps_skipped.labels(saga, entry.record.step).inc()
         if note is not None:
             self._count_note(saga, seen)
         if any(decision.kind == "stuck" for decision in owed):

@@ -136,7 +136,7 @@ def _event(record: SagaCompleted | SagaCompensated, message: Message, tracers: T
             "compensations": record.compensations,
         }
     else:
-        about = {"outcome": "completed", "raw_effects": record.effects}
+        about = {"outcome": "completed", "raw_effects": record.effects, "skipped": record.skipped}
     return OutcomeEvent(
         service=tracers.service,
         group=tracers.group,

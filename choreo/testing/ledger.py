@@ -89,7 +89,9 @@ class Ledger:
         missing = [
             step
             for step in contract.graph.ancestors[ctx.step]
-            if (self._steps is None or step in self._steps) and not self._is_there(key, step)
+            if (self._steps is None or step in self._steps)
+            and not self._is_there(key, step)
+            and (contract[step].when is None or step in ctx.effects)  # what was skipped has no effect
         ]
         if missing:
             self._refuse(

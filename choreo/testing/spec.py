@@ -287,6 +287,11 @@ def execute(step: str, *, round: int | None = None) -> Expected:  # noqa: A002
     return Expected("execute", step, round)
 
 
+def skip(step: str, *, round: int | None = None) -> Expected:  # noqa: A002
+    """The step's condition does not hold, so it does not run in this round."""
+    return Expected("skip", step, round)
+
+
 def compensate(step: str, *, round: int | None = None, generation: int | None = None) -> Expected:  # noqa: A002
     """The step is told to undo its effect."""
     return Expected("compensate", step, round, generation)

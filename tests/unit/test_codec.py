@@ -49,6 +49,7 @@ from choreo.messages.records import (
     StepCompensated,
     StepCompleted,
     StepFailed,
+    StepSkipped,
 )
 from tests.unit.wire_examples import ABOUT, FAILURE, SAGA_ID, START, STEP, wire_examples
 
@@ -158,6 +159,7 @@ ID_OF: dict[type[Record], str] = {
     Compensate: f"{STEM}/compensate/4",
     StepCompensated: f"{STEM}/compensate/4/answer/run-3",
     CompensationFailed: f"{STEM}/compensate/4/answer/run-4",
+    StepSkipped: f"{SAGA_ID}/{START}/charge_card/2/skipped",
     RoundStarted: f"{SAGA_ID}/{START}/round/2",
     SagaStuck: f"{STEM}/compensate/4/stuck",
     SagaCompleted: f"{SAGA_ID}/outcome",

@@ -27,6 +27,7 @@ from choreo.messages.records import (
     StepCompensated,
     StepCompleted,
     StepFailed,
+    StepSkipped,
     Undone,
 )
 
@@ -80,6 +81,7 @@ def wire_examples(content_type: str = JSON) -> dict[type[Record], Record]:
         ),
         StepFailed(**STEP, failure=FAILURE, effect="none", run="run-2", abort=True, attempts=2, duration_ms=5),
         Execute(**STEP, **context, saga_due_ms=1_760_000_100_000, key_round=1, signals={"approved": effect}),
+        StepSkipped(**STEP, condition="input.amount > 2000"),
         Compensate(
             **STEP,
             **context,
@@ -106,7 +108,7 @@ def wire_examples(content_type: str = JSON) -> dict[type[Record], Record]:
         CompensationFailed(**STEP, generation=4, failure=FAILURE, run="run-4", attempts=5, duration_ms=11),
         RoundStarted(**ABOUT, round=2),
         SagaStuck(**STEP, generation=4, failure=FAILURE, remaining=("charge_card", "reserve_stock")),
-        SagaCompleted(**ABOUT, result=effect, effects={"charge_card": effect}),
+        SagaCompleted(**ABOUT, result=effect, effects={"charge_card": effect}, skipped=("gift_wrap",)),
         SagaCompensated(
             **ABOUT,
             cause="cancelled",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from choreo.contract.policy import CompensateOnFailure, RecoverFrom
 from choreo.contract.saga import Saga
-from tests.unit.core.folding import LINEAR, PARALLEL, PARALLEL_CHAIN, contract_of
+from tests.unit.core.folding import LINEAR, PARALLEL, PARALLEL_CHAIN, Only, contract_of
 from tests.unit.core.world import Budget, Habits
 
 GRAPHS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -34,6 +35,7 @@ class Case(NamedTuple):
     pivots: tuple[str, ...] = ()
     awaiting: tuple[str, ...] = ()
     scheduled: bool = False
+    only: Mapping[str, Only] = MappingProxyType({})
 
     @property
     def contract(self) -> Saga:
@@ -44,6 +46,7 @@ class Case(NamedTuple):
             recover_from=self.recover_from,
             pivots=self.pivots,
             awaiting=self.awaiting,
+            only=self.only,
         )
 
     def __str__(self) -> str:
@@ -60,6 +63,7 @@ class Case(NamedTuple):
             parts.append(f"waits for a signal: {', '.join(self.awaiting)}")
         if self.scheduled:
             parts.append("scheduled")
+        parts += [f"{step} only if {condition}" for step, condition in self.only.items()]
         if self.bare:
             parts.append(f"without compensation: {', '.join(self.bare)}")
         return " ".join(parts)
@@ -104,11 +108,25 @@ CASES = (
     Case("a-[b,c]-d", Budget(failure=2, timeout=1, cancel=1), pivots=("a",), bare=("a",)),
     Case("a-[b,c]-d", Budget(failure=2, cancel=1, retry=1), pivots=("d",), bare=("d",)),
     Case("a-[b,c-e]-d", Budget(failure=3, continues=1), pivots=("a",)),
+    Case("a-b-c", Budget(failure=2, retry=2, cancel=1), only={"b": Only("a", "a1")}),
+    Case("a-b-c", Budget(failure=2, retry=2, undo_failure=1), only={"b": Only("a", "a1", equal=False)}),
+    Case("a-b-c", Budget(crash=1, failure=1, timeout=1), only={"b": Only("a", "a1", equal=False)}),
+    Case("a-b-c", Budget(failure=2, continues=1, retry=1), only={"b": Only("a", "substitute", equal=False)}),
+    Case(
+        "a-b-c", Budget(failure=1, cancel=1, takeover=1), only={"b": Only("a", "a2"), "c": Only("b", "b1", equal=False)}
+    ),
+    Case("a-b-c", Budget(crash=1, failure=1, second_start=1, cancel=1), only={"a": Only("", 1), "c": Only("", 2)}),
+    Case("a-[b,c]-d", Budget(failure=2, retry=2), only={"b": Only("a", "a1")}),
+    Case("a-[b,c]-d", Budget(crash=1, failure=1), only={"b": Only("a", "a1", equal=False)}),
+    Case("a-[b,c-e]-d", Budget(failure=1, timeout=1, retry=1), only={"c": Only("a", "a2"), "d": Only("c", "c2")}),
+    Case("a-b-c", Budget(failure=2, cancel=1, act=1), pivots=("a",), bare=("a", "b"), only={"b": Only("a", "a1")}),
+    Case("a-b-c", Budget(crash=1, failure=1, retry=1), NO_INBOX, only={"b": Only("a", "a1")}),
     Case("a-b-c", Budget(crash=1, failure=1, cancel=1), NO_INBOX, pivots=("b",)),
     Case("a-b-c", Budget(crash=1, failure=1, timeout=1), NO_INBOX),
     Case("a-b-c", Budget(crash=2, failure=1), NO_INBOX),
     Case("a-[b,c]-d", Budget(crash=1, failure=1), NO_INBOX),
     Case("a-b-c", Budget(crash=1, failure=1), awaiting=("b",)),
+    Case("a-b-c", Budget(failure=2, retry=1, signal=1), awaiting=("b", "c"), only={"b": Only("a", "a2")}),
     Case("a-b-c", Budget(failure=1, cancel=1, retry=1, signal=1), awaiting=("a", "c")),
     Case("a-b-c", Budget(failure=1, continues=1, signal=1), awaiting=("b",), policy="always"),
     Case("a-b-c", Budget(takeover=1, signal=1), awaiting=("b",)),
@@ -146,6 +164,11 @@ LARGE = (
     Case("a-[b,c-e]-d", Budget(failure=3, cancel=1, retry=1, act=1), pivots=("a", "d")),
     Case("a-[b,c-e]-d", Budget(failure=2, cancel=1, takeover=1, second_start=1), pivots=("a",), bare=("a",)),
     Case("a-[b,c]-d", Budget(crash=1, failure=2, retry=1), NO_INBOX, pivots=("a",)),
+    Case("a-b-c", Budget(crash=1, failure=2, retry=2, takeover=1), only={"b": Only("a", "a1")}),
+    Case("a-b-c", Budget(crash=1, failure=2, timeout=1, retry=2), only={"b": Only("a", "a2", equal=False)}),
+    Case("a-[b,c]-d", Budget(failure=2, timeout=1, retry=1, continues=1), only={"b": Only("a", "a1", equal=False)}),
+    Case("a-[b,c-e]-d", Budget(crash=1, failure=2, retry=2), only={"c": Only("a", "a2"), "e": Only("c", "c2")}),
+    Case("a-[b,c]-d", Budget(crash=1, failure=2, retry=2), NO_INBOX, only={"b": Only("a", "a2")}),
     Case("a-b-c", Budget(crash=1, failure=1, timeout=1, takeover=1), NO_INBOX),
     Case("a-b-c", Budget(crash=1, failure=1, timeout=1, retry=1, undo_failure=1), NO_INBOX),
     Case("a-[b,c]-d", Budget(crash=1, failure=1, timeout=1), NO_INBOX),

@@ -8,10 +8,12 @@ offsets are normalised: what a due means is chosen by the append time of the one
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
 
+from choreo.contract import when
 from choreo.contract.graph import Graph
 from choreo.contract.policy import Retries
 from choreo.contract.saga import Saga, Step
@@ -47,6 +49,37 @@ SIGNAL = "go"
 SIGNAL_DUE_MS = NOW_MS + 3_600_000
 DELAY_MS = 1_000
 
+
+class Only(NamedTuple):
+    """When a conditional step runs: if the effect of ``of``, or the saga's input where that is empty, is this or not.
+
+    The effect of ``a`` in round 2 is ``"a2"``, that of its substitute ``"substitute"``; the input of the saga is 1.
+    """
+
+    of: str
+    value: str | int
+    equal: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.of or 'input'} {'==' if self.equal else '!='} {self.value}"
+
+    @property
+    def condition(self) -> when.Condition:
+        place = when.effect(self.of) if self.of else when.input()
+        return place == self.value if self.equal else place != self.value
+
+    def holds(self, contract: Saga, state: SagaState) -> bool:
+        """The answer by what stands, without the core's own idea of a context."""
+        found: str | int | None = 1
+        if self.of:
+            stands_in = state.standing.get(self.of)
+            instance = state.instances.get((self.of, stands_in or 0), Instance())
+            found = f"{self.of}{stands_in}" if instance.offer != "taken" else None
+            if instance.offer == "taken" and instance.substitute is not None:
+                found = "substitute"
+        return (found == self.value) == self.equal
+
+
 LINEAR = {"a": (), "b": ("a",), "c": ("b",)}
 PARALLEL = {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c")}
 PARALLEL_CHAIN = {"a": (), "b": ("a",), "c": ("a",), "e": ("c",), "d": ("b", "e")}
@@ -60,8 +93,12 @@ def contract_of(
     recover_from: Any = ("crashed", "timed_out"),
     pivots: Iterable[str] = (),
     awaiting: Iterable[str] = (),
+    only: Mapping[str, Only] = MappingProxyType({}),
 ) -> Saga:
-    """A saga with these steps; those in ``bare`` have no compensation, those ``awaiting`` wait for ``SIGNAL``."""
+    """A saga with these steps.
+
+    Those in ``bare`` have no compensation, those ``awaiting`` wait for ``SIGNAL``, those in ``only`` have a condition.
+    """
     ancestors = Graph(graph).ancestors
     reach = {name: {name, *ancestors[name]} for name in graph}
     return Saga(
@@ -78,6 +115,7 @@ def contract_of(
                 forward_retries=FORWARD_RETRIES if any(pivot in reach[name] for pivot in pivots) else None,
                 await_signal=SIGNAL if name in awaiting else None,
                 signal_timeout="1h" if name in awaiting else None,
+                when=only[name].condition if name in only else None,
             )
             for name, needs in graph.items()
         ),
@@ -98,6 +136,7 @@ class View(NamedTuple):
     uncompensated: tuple[Key, ...]
     standing: frozenset[Key]
     substituted: frozenset[Key]
+    skipped: frozenset[Key]
     settled: bool
     waiting: tuple[Key, ...]
     scheduled: bool
@@ -115,8 +154,9 @@ class Folded(NamedTuple):
 class Folding:
     """All states that a saga of this contract has been in."""
 
-    def __init__(self, contract: Saga) -> None:
+    def __init__(self, contract: Saga, only: Mapping[str, Only] = MappingProxyType({})) -> None:
         self.contract = contract
+        self.only = only
         self.states: list[SagaState] = []
         self.views: list[View] = []
         self._numbers: dict[bytes, int] = {}
@@ -137,7 +177,11 @@ class Folding:
     def _fold(self, number: int, event: Event) -> Folded:
         before = self.states[number]
         after, owed, note = fold(self.contract, before, self.entry(before, event))
-        wrong = tuple(wrongs(self.contract, before, after, owed, note))
+        wrong = (
+            *wrongs(self.contract, before, after, owed, note),
+            *wrong_contexts(self.contract, after, owed),
+            *wrong_choices(self.contract, self.only, after, owed),
+        )
         return Folded(self._intern(after), tuple(decision_event(one) for one in owed), note, wrong)
 
     def _intern(self, state: SagaState) -> int:
@@ -187,6 +231,7 @@ def view_of(state: SagaState) -> View:
         uncompensated=tuple(Survey(state).uncompensated),
         standing=frozenset(state.standing.items()),
         substituted=frozenset(key for key, i in instances if i.offer),
+        skipped=frozenset(key for key, i in instances if i.skipped),
         settled=state.is_settled,
         waiting=tuple(key for key, _ in instances if state.waits_for_signal(key)),
         scheduled=state.scheduled,
@@ -216,6 +261,43 @@ def wrongs(
                 yield f"S1 {step!r} stands although something that it builds on does not"
     elif any(key[1] == after.round for key in commanded):
         yield from out_of_turn(contract, after, commanded)
+
+
+def wrong_contexts(contract: Saga, state: SagaState, owed: tuple[Decision, ...]) -> Iterable[str]:
+    """What is executed is given the effects that stand, and no others."""
+    for one in owed:
+        if one.kind != "execute":
+            continue
+        given = {step: bytes(effect) for step, effect in record_of(contract, state, one).effects.items()}
+        wanted = {}
+        for step in contract.graph.ancestors[one.step]:
+            instance = state.instances.get((step, state.standing.get(step, 0)), Instance())
+            effect = instance.substitute if instance.offer == "taken" else instance.effect
+            wanted |= {} if effect is None else {step: effect}
+        if given != wanted:
+            yield f"E1 {one.step!r} is given {given}, and {wanted} stand"
+
+
+def wrong_choices(
+    contract: Saga, only: Mapping[str, Only], after: SagaState, owed: tuple[Decision, ...]
+) -> Iterable[str]:
+    """A step runs, or is skipped, as its condition says at the moment of the decision; what is skipped does nothing."""
+    for one in owed:
+        if one.kind in ("execute", "skip"):
+            held = one.step not in only or only[one.step].holds(contract, after)
+            if held != (one.kind == "execute"):
+                yield f"Z1 {one.kind} of {one.step!r} in round {one.round} is against its condition"
+    for step, condition in only.items():
+        key = (step, after.round)
+        instance = after.instances.get(key, Instance())
+        if instance.skipped and (instance.triggered or instance.completed or instance.generation):
+            yield f"Z2 {key} was skipped, and does something"
+        ready = not after.failing and all(other in after.standing for other in contract.graph.before[step])
+        if instance.triggered and ready and not condition.holds(contract, after):
+            yield f"Z4 {key} runs, although its condition does not hold"
+        stands = after.standing.get(step) is not None and after.outcome is None and not after.failing
+        if stands and after.instances[step, after.standing[step]].skipped and condition.holds(contract, after):
+            yield f"Z3 {key} is still skipped, although its condition holds now"
 
 
 def wrong_substitutes(contract: Saga, state: SagaState) -> Iterable[str]:

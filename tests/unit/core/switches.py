@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from choreo.contract.saga import StepSpec
-from choreo.core import decide, evolve
+from choreo.core import commands, condition, decide, evolve
+from choreo.core.order import context_of
 from choreo.core.state import Decision, Note, SagaState
 from choreo.core.survey import Survey
 from choreo.messages.records import (
@@ -25,12 +26,13 @@ from choreo.messages.records import (
     StepFailed,
 )
 from tests.unit.core.cases import NO_INBOX, Case
+from tests.unit.core.folding import Only
 from tests.unit.core.world import Budget, Habits
 
 Off = Callable[[], AbstractContextManager[object]]
 
 GO_BACK, GO_FORWARD, COMPENSATE = decide._go_back, decide._go_forward, decide._compensate
-TRIGGER, FOLD_ROUND = evolve._trigger, SagaState.fold_round
+TRIGGER, FOLD_ROUND, CONTEXT_OF = evolve._trigger, SagaState.fold_round, context_of
 
 
 class Switch(NamedTuple):
@@ -169,6 +171,23 @@ def one_chain(state: SagaState, start: str, wire_round: int) -> int | None:
     return None if FOLD_ROUND(state, start, wire_round) is None else wire_round
 
 
+def skipped_stands_nowhere(contract: Any, state: SagaState, made: list[Decision], *, settled: bool) -> bool:
+    changed = GO_FORWARD(contract, state, made, settled=settled)
+    for one in made:
+        if one.kind == "skip" and state.standing.pop(one.step, None):
+            state.update((one.step, one.round), first="completed")  # decided, so that it is not decided for ever
+    return changed
+
+
+def context_of_what_was_undone(contract: Any, state: SagaState, key: Any) -> dict[str, bytes]:
+    """Looks past what was skipped, for an effect of an earlier round."""
+    looked_at = state.copy()
+    for other, instance in state.instances.items():
+        if instance.skipped:
+            del looked_at.instances[other]
+    return CONTEXT_OF(contract, looked_at, key)
+
+
 SWITCHES = (
     Switch(
         3,
@@ -259,6 +278,41 @@ SWITCHES = (
         "only joins are executed",
         replaced(decide, "_go_forward", execute_only_joins),
         Case("a-b-c", Budget(failure=1, retry=1)),
+    ),
+    Switch(
+        10,
+        "what is skipped stands nowhere",
+        replaced(decide, "_go_forward", skipped_stands_nowhere),
+        Case("a-b-c", Budget(cancel=1), only={"b": Only("a", "a2")}),
+        kind="H4",
+    ),
+    Switch(
+        10,
+        "an event alone triggers a conditional step",
+        replaced(StepSpec, "is_commanded", False),
+        Case("a-b-c", Budget(cancel=1), only={"b": Only("a", "a2")}),
+        kind="Z",
+    ),
+    Switch(
+        10,
+        "a new round keeps what was skipped",
+        replaced_in(evolve.OF_SAGA, RoundStarted, keep_what_stands),
+        Case("a-b-c", Budget(failure=1, retry=1), only={"b": Only("a", "a2")}),
+        kind="Z",
+    ),
+    Switch(
+        10,
+        "a step is given an effect of a step that was skipped since",
+        replaced(commands, "context_of", context_of_what_was_undone),
+        Case("a-b-c", Budget(failure=1, retry=2), only={"b": Only("a", "a1")}),
+        kind="E1",
+    ),
+    Switch(
+        10,
+        "a condition sees an effect of a step that was skipped since",
+        replaced(condition, "context_of", context_of_what_was_undone),
+        Case("a-b-c", Budget(failure=1, retry=2), only={"b": Only("a", "a1"), "c": Only("b", "b1")}),
+        kind="Z1",
     ),
     Switch(
         11,

@@ -33,10 +33,11 @@ from choreo.messages.records import (
     StepCompensated,
     StepCompleted,
     StepFailed,
+    StepSkipped,
     Undone,
 )
 from tests.unit.core.cases import INBOX, NO_INBOX
-from tests.unit.core.folding import GRACE_MS, NOW_MS, OTHER_START, START, Event, contract_of
+from tests.unit.core.folding import GRACE_MS, NOW_MS, OTHER_START, START, Event, Only, contract_of
 from tests.unit.core.world import Budget, World
 
 NAMES = "abcdef"
@@ -47,9 +48,17 @@ MOVES_MAX = 400
 # ------------------------------------------------------------------------------------------------ random histories
 
 
+CHOICES = st.builds(
+    Only,
+    st.sampled_from(["", *NAMES]),
+    st.sampled_from([1, "substitute", *(f"{name}{number}" for name in NAMES for number in (1, 2))]),
+    st.booleans(),
+)
+
+
 @st.composite
-def contracts(draw: st.DrawFn) -> Saga:
-    """A graph of up to six steps, in a topological order, some without compensation, under any policy."""
+def contracts(draw: st.DrawFn) -> tuple[Saga, Mapping[str, Only]]:
+    """A graph of up to six steps, in a topological order, some conditional, some without compensation, any policy."""
     graph: dict[str, tuple[str, ...]] = {}
     for name in NAMES[: draw(st.integers(1, len(NAMES)))]:
         needs = draw(st.sets(st.sampled_from(sorted(graph)), max_size=3)) if graph else set()
@@ -62,7 +71,16 @@ def contracts(draw: st.DrawFn) -> Saga:
     ordered = [name for name in graph if len(order.ancestors[name]) + len(order.descendants[name]) + 1 == len(graph)]
     pivots = draw(st.sets(st.sampled_from(ordered), max_size=2)) if ordered else set()
     awaiting = draw(st.sets(st.sampled_from(sorted(graph)), max_size=2))
-    return contract_of(graph, bare=bare, policy=policy, recover_from=recover_from, pivots=pivots, awaiting=awaiting)
+    drawn = draw(st.dictionaries(st.sampled_from(sorted(graph)), CHOICES, max_size=3))
+    only = {
+        name: each if each.of in order.ancestors[name] else each._replace(of="")
+        for name, each in drawn.items()
+        if name not in pivots
+    }
+    contract = contract_of(
+        graph, bare=bare, policy=policy, recover_from=recover_from, pivots=pivots, awaiting=awaiting, only=only
+    )
+    return contract, only
 
 
 @st.composite
@@ -93,9 +111,9 @@ class Walk:
 
 @st.composite
 def walks(draw: st.DrawFn) -> Walk:
-    contract = draw(contracts())
+    contract, only = draw(contracts())
     habits = draw(st.sampled_from([INBOX, INBOX, NO_INBOX]))
-    world = World(contract, habits, scheduled=draw(st.sampled_from([False, False, True])))
+    world = World(contract, habits, only, scheduled=draw(st.sampled_from([False, False, True])))
     choices = draw(st.lists(st.integers(0, 2**16), min_size=5, max_size=60))
     now, history = world.start(draw(budgets()))
     events = list(history)
@@ -214,6 +232,8 @@ CONTRACTS = (
     contract_of(STEPS, bare="ad", pivots="d"),
     contract_of(STEPS, pivots="a"),
     contract_of(STEPS, pivots="d", awaiting="ace"),
+    contract_of(STEPS, only={"a": Only("", 1), "b": Only("a", 1, equal=False), "d": Only("c", "substitute")}),
+    contract_of(STEPS, pivots="a", only={"c": Only("a", 1), "e": Only("b", 1)}),
 )
 VALUES = st.sampled_from([b"1", b'{"x":[1]}', b"null"]).map(msgspec.Raw)
 RUNS = st.sampled_from(["run-1", "run-2", "run-3"])
@@ -273,6 +293,7 @@ RECORDS: st.SearchStrategy[AnyRecord] = st.one_of(
         abort=st.sampled_from([False, False, False, True]),
     ),
     st.builds(Execute, **OF_STEP, saga_due_ms=TIMES, input=VALUES, effects=EFFECTS),
+    st.builds(StepSkipped, **OF_STEP),
     st.builds(Compensate, **OF_STEP, generation=GENERATIONS, deadline_ms=TIMES, input=VALUES, effects=EFFECTS),
     st.builds(
         StepCompensated,

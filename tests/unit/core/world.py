@@ -11,10 +11,11 @@ A ``Situation`` is everything at one moment, as a value; ``World.moves`` is all 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from choreo.contract.saga import Saga
-from tests.unit.core.folding import OTHER_START, START, Event, Folding, Key, decision_event
+from tests.unit.core.folding import OTHER_START, START, Event, Folding, Key, Only, decision_event
 
 
 class Budget(NamedTuple):
@@ -270,9 +271,16 @@ NO_ITEM = Item(0)
 class World:
     """The rules of the world: what can happen in each situation."""
 
-    def __init__(self, contract: Saga, habits: Habits, *, scheduled: bool = False) -> None:
+    def __init__(
+        self,
+        contract: Saga,
+        habits: Habits,
+        only: Mapping[str, Only] = MappingProxyType({}),
+        *,
+        scheduled: bool = False,
+    ) -> None:
         self.scheduled = scheduled
-        self.folding = Folding(contract)
+        self.folding = Folding(contract, only)
         self.contract = contract
         self.graph = contract.graph
         self.habits = habits
@@ -656,13 +664,17 @@ class World:
                 draft.wrong.add(f"H3 {key} undone while {other} stands, which builds on it")
 
     def _builds_on(self, draft: Draft, later: Key, earlier: Key) -> bool:
-        """By the services' own knowledge: the same round, or a later one in which ``earlier`` did not run again."""
+        """By the services' own knowledge, and the log's of what was skipped: the same round, or a later one in which
+        ``earlier`` was not decided anew.
+        """
         if later[0] not in self.graph.descendants[earlier[0]] or later[1] < earlier[1]:
             return False
         if later[1] == earlier[1]:
             return True
+        skipped = self.folding.views[draft.saga].skipped
         return earlier[1] > 0 and not any(
-            (earlier[0], between) in draft.cells for between in range(earlier[1] + 1, later[1] + 1)
+            (earlier[0], between) in draft.cells or (earlier[0], between) in skipped
+            for between in range(earlier[1] + 1, later[1] + 1)
         )
 
     def _publish(self, now: Situation, step: str, result: Event) -> Iterator[tuple[tuple[object, ...], Event, Change]]:

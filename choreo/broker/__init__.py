@@ -7,6 +7,7 @@ what is finished.
 
 from __future__ import annotations
 
+import os
 from urllib.parse import urlsplit
 
 from choreo.broker.port import (
@@ -44,17 +45,34 @@ __all__ = [
 ]
 
 
+SIGNING = ("CHOREO_SIGNING_KEY_FILE", "CHOREO_TRUST_FILE")
+
+
 async def open_broker(url: str) -> Broker:
     """The broker that ``url`` names.
 
     ``kafka://host:9092,other:9092`` is Apache Kafka; ``sqlite:///relative.db`` and ``sqlite:////absolute.db`` the
     embedded broker, a file that several processes of one machine share; ``memory://name`` lives in this process,
-    one for each name and event loop.
+    one for each name and event loop. If the environment names a signing key or whom to trust, all that is sent is
+    signed and all that is delivered is verified (``choreo.broker.signed``).
 
     Raises:
         ConfigurationError: the URL has no known scheme, or lacks a part.
         BrokerUnavailable: nothing answers there.
     """
+    broker = await _open(url)
+    if any(os.environ.get(name) for name in SIGNING):
+        from choreo.broker.signed import signed_by_settings
+
+        try:
+            return signed_by_settings(broker, os.environ)
+        except ConfigurationError:
+            await broker.close()
+            raise
+    return broker
+
+
+async def _open(url: str) -> Broker:
     scheme = urlsplit(url).scheme
     if scheme == "kafka":
         from choreo.broker.kafka import KafkaBroker

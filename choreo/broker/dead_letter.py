@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from choreo.broker.port import Headers, Message
-from choreo.messages.headers import MISPLACED, UNREADABLE
+from choreo.messages.headers import MISPLACED, SET_ASIDE, UNBELIEVED, UNREADABLE
 
 TEXT_BYTES_MAX = 2_000
 
@@ -160,8 +160,8 @@ def read_dead_letter(message: Message) -> DeadLetter | None:
 
 def redriven_headers(letter: DeadLetter, *, by: str, why: str) -> Headers:
     """The headers of the copy: the original's, but for an earlier redrive's and an adapter's mark, and who and why."""
-    without = (REDRIVEN_FROM, REDRIVEN_BY, REDRIVEN_WHY, UNREADABLE, MISPLACED)
-    own = (header for header in letter.headers if header[0] not in without)
+    without = (REDRIVEN_FROM, REDRIVEN_BY, REDRIVEN_WHY, UNREADABLE, MISPLACED, UNBELIEVED)
+    own = ((name.removeprefix(SET_ASIDE), value) for name, value in letter.headers if name not in without)
     return (
         *own,
         (REDRIVEN_FROM, letter.id.encode()),

@@ -26,24 +26,12 @@ def acl(
     Example: choreo acl services.order:ORDER services.payment:service --format kafka-acls --user payment=CN=payment
     """
     from choreo.access import principals, render
-    from choreo.cli.names import load
-    from choreo.contract import Saga
+    from choreo.cli.names import load_parts
     from choreo.errors import ConfigurationError
     from choreo.saga_log.runtime import GROUP
-    from choreo.step import Service
 
-    sagas: set[str] = set()
-    services: list[tuple[str, str, list[str]]] = []
-    for part in parts:
-        match load(part, object):
-            case Saga() as saga:
-                sagas.add(saga.name)
-            case Service() as service:
-                own = [name for name, _ in service.contracts]
-                services.append((service.name, service.group, own))
-                sagas.update(own)
-            case other:
-                raise ConfigurationError(f"{part!r} is a {type(other).__name__}; a Saga or a Service is needed")
+    sagas, held = load_parts(parts)
+    services = [(service.name, service.group, [name for name, _ in service.contracts]) for service in held]
     users: dict[str, str] = {}
     for pair in user or ():
         role, equals, name = pair.partition("=")

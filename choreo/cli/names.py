@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from choreo.broker.port import Broker
 from choreo.broker.registry import Registry
 from choreo.contract.saga import Saga
 from choreo.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from choreo.step import Service
 
 T = TypeVar("T")
 
@@ -41,6 +45,31 @@ def load(spec: str, kind: type[T]) -> T:
     if not isinstance(found, kind):
         raise ConfigurationError(f"{spec!r} is a {type(found).__name__}; a {kind.__name__} is needed")
     return found
+
+
+def load_parts(specs: Sequence[str]) -> tuple[dict[str, Saga], list[Service]]:
+    """Contracts, the newest of each name, and services, whose contracts are among them.
+
+    Raises:
+        ConfigurationError: no such module or name, or it is something else.
+    """
+    from choreo.step import Service
+
+    sagas: dict[str, Saga] = {}
+    services: list[Service] = []
+    for spec in specs:
+        match load(spec, object):
+            case Saga() as saga:
+                held = [saga]
+            case Service() as service:
+                services.append(service)
+                held = list(service.contracts.values())
+            case other:
+                raise ConfigurationError(f"{spec!r} is a {type(other).__name__}; a Saga or a Service is needed")
+        for saga in held:
+            if saga.name not in sagas or sagas[saga.name].version < saga.version:
+                sagas[saga.name] = saga
+    return sagas, services
 
 
 async def find_saga(broker: Broker, spec: str) -> Saga:

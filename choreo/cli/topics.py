@@ -6,14 +6,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from choreo.cli.options import AsJson, BrokerUrl, Contract, Partitions, broker_url, write_json
+from choreo.cli.options import AsJson, BrokerUrl, Partitions, broker_url, write_json
 
 
 def topics(
-    contracts: Annotated[list[Contract], Parameter(help="MODULE:NAME of each contract.")],
+    parts: Annotated[list[str], Parameter(help="MODULE:NAME of contracts and of step services, in any order.")],
     *,
     create: Annotated[
-        bool, Parameter(negative="", help="Create what is missing, verify what is there, register the contracts.")
+        bool, Parameter(negative="", help="Create and verify topics, register contracts, announce services.")
     ] = False,
     broker: BrokerUrl = None,
     partitions: Partitions = None,
@@ -25,15 +25,15 @@ def topics(
 
     Example: choreo topics services.order:ORDER --create --partitions 12 --replication 3 --broker kafka://localhost:9092
     """
-    from choreo.broker.registry import PARTITIONS_DEFAULT, ensure_saga_topics, register
+    from choreo.broker.announcement import announcement
+    from choreo.broker.registry import PARTITIONS_DEFAULT, announce, ensure_saga_topics, register
     from choreo.broker.topics import topic_specs
-    from choreo.cli.names import load
+    from choreo.cli.names import load_parts
     from choreo.cli.process import run_async
-    from choreo.contract import Saga
     from choreo.contract.policy import duration_ms, duration_text
     from choreo.errors import ConfigurationError
 
-    sagas = [load(spec, Saga) for spec in contracts]
+    sagas, services = load_parts(parts)
     try:
         retention_ms = duration_ms(retention)
     except ValueError as error:
@@ -48,19 +48,21 @@ def topics(
             try:
                 await ensure_saga_topics(
                     opened,
-                    sagas,
+                    sagas.values(),
                     partitions=partitions,
                     retention_ms=retention_ms,
                     replication_factor=replication,
                 )
-                await register(opened, sagas)
+                registry = await register(opened, list(sagas.values()))
+                words = [announcement(service.name, service.group, service.hosted()) for service in services]
+                await announce(opened, registry, words)
             finally:
                 await opened.close()
 
         run_async(ensure)
     specs = {
         spec.name: spec
-        for saga in sagas
+        for saga in sagas.values()
         for spec in topic_specs(
             saga.name,
             partitions=partitions or PARTITIONS_DEFAULT,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from choreo.errors import Undecodable, Unencodable
-from choreo.messages.headers import CONTENT_TYPES, JSON, MISPLACED, MSGPACK, UNREADABLE, Headers, read_route
+from choreo.messages.headers import CONTENT_TYPES, JSON, MISPLACED, MSGPACK, UNBELIEVED, UNREADABLE, Headers, read_route
 from choreo.messages.records import AnyRecord, Record
 
 T = TypeVar("T")
@@ -45,6 +45,7 @@ _plain_decoders: dict[str, Any] = {JSON: msgspec.json.Decoder(), MSGPACK: msgspe
 _REFUSED_BY_ADAPTERS = {
     UNREADABLE: "the broker's bytes cannot be taken apart",
     MISPLACED: "in the wrong partition",
+    UNBELIEVED: "not believed",
 }
 
 # msgspec raises its own errors for most bad bytes, and these three for the rest: a string that is not UTF-8 is a

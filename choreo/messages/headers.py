@@ -19,6 +19,12 @@ UNREADABLE = "choreo_unreadable"
 MISPLACED = "choreo_misplaced"
 """The first header of a message in a partition that is not its key's: the saga is elsewhere, so nobody answers it."""
 
+UNBELIEVED = "choreo_unbelieved"
+"""The first header of a message that was not signed by who may write it; its other headers are ``SET_ASIDE``."""
+
+SET_ASIDE = "unbelieved_"
+"""Before the names of headers that nobody may act on."""
+
 JSON = "application/json"
 MSGPACK = "application/msgpack"
 CONTENT_TYPES = (JSON, MSGPACK)

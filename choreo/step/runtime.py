@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,10 +12,10 @@ from typing import Any
 
 from choreo.broker.announcement import Announcement, announcement
 from choreo.broker.port import Broker, Producer
-from choreo.broker.registry import announce, register
+from choreo.broker.registry import Registry, announce, register
 from choreo.clock import Clock, SystemClock
 from choreo.contract.saga import Saga
-from choreo.errors import DefinitionError
+from choreo.errors import BrokerError, BrokerUnavailable, DefinitionError
 from choreo.inbox import Inbox
 from choreo.observe.metrics import Metrics
 from choreo.step.attempts import Attempts
@@ -30,6 +31,8 @@ from choreo.step.route import Routes
 from choreo.step.service import Service
 from choreo.step.tracers import Tracers
 from choreo.step.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 
 class StepRuntime:
@@ -106,7 +109,7 @@ class StepRuntime:
         self.metrics.show_build(loop=type(asyncio.get_running_loop()).__module__.partition(".")[0])
         try:
             registry = await register(self._broker, self._contracts())
-            await announce(self._broker, registry, self._announcements())
+            await self._announce(registry)
             async with AsyncExitStack() as stack:
                 producer = await self._broker.producer()
                 stack.push_async_callback(producer.close)
@@ -148,6 +151,15 @@ class StepRuntime:
     def _contracts(self) -> list[Saga]:
         found = {key: saga for service in self.services for key, saga in service.contracts.items()}
         return [found[key] for key in sorted(found)]
+
+    async def _announce(self, registry: Registry) -> None:
+        """Nothing is decided by it, so that a service that may not do it works all the same."""
+        try:
+            await announce(self._broker, registry, self._announcements())
+        except BrokerUnavailable:
+            raise
+        except BrokerError as error:
+            logger.warning("what runs here is not announced, so that `choreo explain` cannot tell: %s", error)
 
     def _announcements(self) -> list[Announcement]:
         return [announcement(each.name, each.group, self._hosted[each.name]) for each in self.services]

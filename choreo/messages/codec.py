@@ -12,7 +12,17 @@ from typing import Any, TypeVar
 import msgspec
 
 from choreo.errors import Undecodable, Unencodable
-from choreo.messages.headers import CONTENT_TYPES, JSON, MISPLACED, MSGPACK, UNBELIEVED, UNREADABLE, Headers, read_route
+from choreo.messages.headers import (
+    CONTENT_TYPES,
+    JSON,
+    MISPLACED,
+    MSGPACK,
+    UNBELIEVED,
+    UNREADABLE,
+    VERSION,
+    Headers,
+    read_route,
+)
 from choreo.messages.records import AnyRecord, Record
 
 T = TypeVar("T")
@@ -57,20 +67,12 @@ def decode(key: bytes | None, value: bytes, headers: Headers, *, limits: Limits 
     """The record that a message holds. The only way in.
 
     Raises:
-        Undecodable: too large, of an unknown content type or kind, malformed, or not keyed by its own saga id.
+        Undecodable: too large, of an unknown content type or kind, malformed, not keyed by its own saga id, or of
+            another version than its headers say.
     """
-    if headers and headers[0][0] in _REFUSED_BY_ADAPTERS:
-        name, why = headers[0]
-        raise Undecodable(f"{_REFUSED_BY_ADAPTERS[name]}: {why.decode('utf-8', 'replace')}")
     if len(value) > limits.value_bytes_max:
         raise Undecodable(f"value has {len(value)} bytes; at most {limits.value_bytes_max} are allowed")
-    if len(headers) > limits.header_count_max:
-        raise Undecodable(f"record has {len(headers)} headers; at most {limits.header_count_max} are allowed")
-    size = 0
-    for name, text in headers:  # a loop, not a sum over a generator: this is done for every record
-        size += len(name) + len(text)
-    if size > limits.header_bytes_max:
-        raise Undecodable(f"headers have {size} bytes; at most {limits.header_bytes_max} are allowed")
+    version = _checked_version(headers, limits)
     content_type = content_type_of(headers)
     decoder = _decoders.get(content_type)
     if decoder is None:
@@ -81,7 +83,27 @@ def decode(key: bytes | None, value: bytes, headers: Headers, *, limits: Limits 
         raise Undecodable(f"not a record of choreo: {_reason(error)}") from error
     if key != record.saga_id.encode():
         raise Undecodable(f"key {key!r} is not the saga id of the record, {record.saga_id!r}")
+    if version is not None and version != b"%d" % record.version:  # who goes by the one would not meet the other
+        raise Undecodable(f"header {VERSION} is {version!r}, the record is of version {record.version}")
     return record
+
+
+def _checked_version(headers: Headers, limits: Limits) -> bytes | None:
+    """The version that the headers say, if they say one. Raises ``Undecodable`` for headers that cannot be accepted."""
+    if len(headers) > limits.header_count_max:
+        raise Undecodable(f"record has {len(headers)} headers; at most {limits.header_count_max} are allowed")
+    if headers and headers[0][0] in _REFUSED_BY_ADAPTERS:
+        name, why = headers[0]
+        raise Undecodable(f"{_REFUSED_BY_ADAPTERS[name]}: {why.decode('utf-8', 'replace')}")
+    size = 0
+    version: bytes | None = None
+    for name, text in headers:  # a loop, not a sum over a generator: this is done for every record
+        size += len(name) + len(text)
+        if name == VERSION and version is None:
+            version = text
+    if size > limits.header_bytes_max:
+        raise Undecodable(f"headers have {size} bytes; at most {limits.header_bytes_max} are allowed")
+    return version
 
 
 def encode(record: Record, *, content_type: str = JSON, limits: Limits = LIMITS) -> bytes:

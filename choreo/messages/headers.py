@@ -1,7 +1,8 @@
 """CloudEvents 1.0, Kafka protocol binding, binary mode: attributes in headers, the record in the value.
 
-Beside the standard's own, ``choreo_step``, ``choreo_round``, ``choreo_start`` and ``choreo_generation`` repeat routing
-fields, so that a reader drops what is not for it, and finds its own earlier answers, without decoding a value.
+Beside the standard's own, ``choreo_version``, ``choreo_step``, ``choreo_round``, ``choreo_start`` and
+``choreo_generation`` repeat routing fields, so that a reader drops what is not for it, and finds its own earlier
+answers, without decoding a value. Records of releases before ``choreo_version`` lack it.
 ``traceparent`` (W3C Trace Context) is carried from each record to those it causes, unchanged.
 """
 
@@ -12,6 +13,8 @@ import msgspec
 from choreo.messages.records import TYPE_BY_TAG, Record, RoundStarted, StepRecord
 
 Headers = tuple[tuple[str, bytes], ...]
+
+VERSION = "choreo_version"
 
 UNREADABLE = "choreo_unreadable"
 """The first header of a message that a broker's adapter could not take apart without loss; its value says why."""
@@ -47,12 +50,13 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         kind: the record's type; ``None`` where the header is missing or unknown.
         step: the step that the record is about; empty for records about the saga, an outcome's failed step included.
-        round, start, generation: as in the record; zero where it has none.
+        version, round, start, generation: as in the record; zero where it has none.
         traceparent: W3C trace context of what caused the record.
         content_type: of the value; JSON where nothing is said.
     """
 
     kind: type[Record] | None
+    version: int
     step: str
     round: int
     start: str
@@ -72,6 +76,7 @@ def make_headers(record: Record, *, source: str, content_type: str, traceparent:
         ("ce_subject", f"{record.saga}/{record.saga_id}/{step}".encode()),
         ("content-type", content_type.encode()),
         ("choreo_start", record.start.encode()),
+        (VERSION, b"%d" % record.version),
     ]
     if isinstance(record, StepRecord):
         headers.append(("choreo_step", step.encode()))
@@ -89,6 +94,7 @@ def read_route(headers: Headers) -> Route:
     found = dict(reversed(headers))  # of a repeated name the first counts
     return Route(
         kind=TYPE_BY_CE.get(found.get("ce_type", b"")),
+        version=_number(found.get(VERSION)),
         step=_text(found.get("choreo_step")),
         round=_number(found.get("choreo_round")),
         start=_text(found.get("choreo_start")),

@@ -21,7 +21,7 @@ from choreo.contract.saga import StepSpec
 from choreo.messages.codec import encode
 from choreo.messages.compatibility import incompatibilities
 from choreo.messages.examples import examples
-from choreo.messages.headers import CE_TYPE, CONTENT_TYPES, JSON, make_headers
+from choreo.messages.headers import CE_TYPE, CONTENT_TYPES, JSON, VERSION, make_headers
 from choreo.messages.records import (
     RECORD_TYPES,
     AnyRecord,
@@ -295,6 +295,11 @@ def _cloud_event_headers() -> Document:
             "ce_subject": text | {"description": "Saga, saga id and step."},
             "content-type": {"enum": list(CONTENT_TYPES)},
             "choreo_start": text | {"description": "As ``start`` in the record."},
+            VERSION: {
+                "type": "string",
+                "pattern": "^[0-9]+$",
+                "description": "As ``version`` in the record. Records of releases before it lack it.",
+            },
             "choreo_step": text | {"description": "As ``step`` in the record, of records about a step."},
             "choreo_round": {"type": "string", "pattern": "^[0-9]+$", "description": "As ``round`` in the record."},
             "choreo_generation": {

@@ -49,6 +49,7 @@ from choreo.step.service import Hosted
 from choreo.step.tracers import Tracers
 from choreo.step.transactional import TransactionalStep
 from choreo.step.trigger import TRIGGERS, Trigger, is_trigger, round_of, step_job
+from choreo.step.unheld import Unheld
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class Performer:
         tracers: Tracers,
         outcome_hooks: OutcomeHooks,
         error_handlers: ErrorHandlers,
+        unheld: Unheld,
         park_limit_s: float,
         inbox: Recorder | None = None,
     ) -> None:
@@ -89,6 +91,7 @@ class Performer:
             tracers: are told of every attempt.
             outcome_hooks: run on outcomes.
             error_handlers: are asked when a compensation has failed.
+            unheld: judges records of versions that are not held.
             park_limit_s: how long, from its append, a record of an unknown version is kept unfinished.
             inbox: where outcomes are recorded, if they are.
         """
@@ -108,6 +111,7 @@ class Performer:
             dead_letters,
             clock=clock,
             metrics=metrics,
+            unheld=unheld,
             park_limit_s=park_limit_s,
             draw_run=self._draw_run,
             inbox=inbox,
@@ -140,7 +144,7 @@ class Performer:
             hosted = self._hosted.get((record.saga, record.version, step))
             if hosted is None:
                 if (record.saga, record.version) not in self._versions:
-                    await self._refusals.unknown_version(record, delivery, lane, place)
+                    await self._refusals.unknown_version(record, message, lane, place)
             elif isinstance(record, Compensate):
                 if record.step == step:
                     await self._compensator.perform(record, hosted, message, lane, place)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 
+from choreo.broker.port import Message
 from choreo.clock import Clock
 from choreo.errors import Unencodable
 from choreo.messages.headers import CONTENT_TYPES, JSON, MISPLACED, read_route
-from choreo.messages.records import AnyRecord, Compensate, CompensationFailed, Failure, KnownEffect, StepFailed
+from choreo.messages.records import AnyRecord, Compensate, CompensationFailed, Execute, Failure, KnownEffect, StepFailed
 from choreo.observe.metrics import Metrics
 from choreo.step.answered import Instance
 from choreo.step.dead_letter import DeadLetters
@@ -18,7 +19,8 @@ from choreo.step.place import Place
 from choreo.step.publish import Publisher
 from choreo.step.recorded import StepOutcome, Subject
 from choreo.step.recorder import Recorder
-from choreo.step.route import Delivery
+from choreo.step.route import UNHELD, Delivery
+from choreo.step.unheld import Unheld
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class Refusals:
         *,
         clock: Clock,
         metrics: Metrics,
+        unheld: Unheld,
         park_limit_s: float,
         draw_run: Callable[[], str],
         inbox: Recorder | None = None,
@@ -42,6 +45,7 @@ class Refusals:
 
         Args:
             versions: the contracts that are held, by name and version.
+            unheld: judges records of others.
             park_limit_s: how long, from its append, a record of an unknown version is kept unfinished.
             draw_run: gives the run ids of answers.
             inbox: where outcomes are recorded, if they are.
@@ -52,6 +56,7 @@ class Refusals:
         self._dead_letters = dead_letters
         self._clock = clock
         self._metrics = metrics
+        self._unheld = unheld
         self._park_limit_s = park_limit_s
         self._draw_run = draw_run
 
@@ -60,19 +65,28 @@ class Refusals:
         logger.warning("a trigger cannot be read and fails its step: %s", about)
         if delivery.message.headers[0][0] == MISPLACED:
             return  # its saga is elsewhere, and may have the same trigger there
+        if delivery.step == UNHELD:
+            route = read_route(delivery.message.headers)
+            if route.kind not in (Execute, Compensate) or not self._unheld.is_ours(place.saga, route.step):
+                return  # which step it is for, only its value would say
+            delivery = Delivery(delivery.message, route.step)
         await self._answer(delivery, place, plain_failure("rejected", "undecodable", about), "none")
 
     async def internal_error(self, delivery: Delivery, place: Place, error: Exception) -> None:
         """A fault of choreo's own came between; nobody knows what the handler has done."""
+        if delivery.step == UNHELD:
+            return  # no handler was near it
         await self._answer(delivery, place, crash(error, code="internal_error"), "unknown")
 
-    async def unknown_version(self, record: AnyRecord, delivery: Delivery, lane: Lane, place: Place) -> None:
-        """Park a record of a contract version that is not held; hand it on after the limit.
+    async def unknown_version(self, record: AnyRecord, message: Message, lane: Lane, place: Place) -> None:
+        """Park a record of a contract version that is not held, if it may be for us; hand it on after the limit.
 
         Parked means unfinished: after an upgrade it is delivered again and understood. The limit counts from the
         record's append, by the broker's clock, so restarts do not prolong it.
         """
-        message = delivery.message
+        own, perhaps = await self._unheld.concern(record)
+        if not own and not perhaps:
+            return
         about = f"version {record.version} of saga {record.saga!r} is not held here"
         waited_s = (place.time.now_ms(self._clock.monotonic()) - message.timestamp_ms) / 1_000
         left_s = max(0.0, self._park_limit_s - waited_s)
@@ -83,10 +97,14 @@ class Refusals:
             await lane.rest(self._clock.sleep(left_s))
         finally:
             parked.dec()
+        if not own:  # and if it was for a step of ours that is new, its deadline will say so
+            logger.warning("%s; a record that may be for it was given up", about)
+            return
         effect: KnownEffect = "none" if message.offset >= place.end_at_assignment else "unknown"
         await self._dead_letters.bury(message, place.saga, "unknown_version", "UnknownVersion", about)
         failure = plain_failure("rejected", "unknown_version", about)
-        await self._answer(delivery, place, failure, effect, version=record.version)
+        for step in own:
+            await self._answer(Delivery(message, step), place, failure, effect, version=record.version)
 
     async def _answer(
         self, delivery: Delivery, place: Place, failure: Failure, effect: KnownEffect, *, version: int | None = None
@@ -99,8 +117,8 @@ class Refusals:
         if place.answered.get(instance) is not None:
             return
         if version is None:
-            # The headers do not say it. Readers find the saga by its id, so one that they know of will do.
-            version = max(held for saga, held in self._versions if saga == place.saga)
+            # A header of a release before this one does not say it. Readers find the saga by its id, so any will do.
+            version = route.version or max(held for saga, held in self._versions if saga == place.saga)
         saga_id = (message.key or b"").decode("utf-8", "replace")
         run = self._draw_run()
         reply: StepOutcome | CompensationFailed

@@ -1,8 +1,9 @@
 """Which of a service's steps a record concerns, by its headers alone.
 
-Most records of a saga's topic are for others; they are dropped here, after a look at two headers. The headers do not
-say the contract's version, so this answers for all versions that the service holds together; what passes is decoded,
-and from then on only the record itself is believed.
+Most records of a saga's topic are for others; they are dropped here, after a look at three headers. Where the version
+is none that the service holds, it takes more than headers to tell (``unheld``). Records of older releases do not say
+their version: for them this answers for all versions that the service holds together. What passes is decoded, and from
+then on only the record itself is believed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from choreo.broker.port import Headers, Message
 from choreo.broker.topics import saga_topic
-from choreo.messages.headers import CE_TYPE
+from choreo.messages.headers import CE_TYPE, VERSION
 from choreo.messages.records import (
     Compensate,
     Execute,
@@ -28,21 +29,37 @@ _STARTED, _COMPLETED = CE_TYPE[SagaStarted], CE_TYPE[StepCompleted]
 _CONCERNING = frozenset((_STARTED, _COMPLETED, CE_TYPE[Execute], CE_TYPE[Compensate]))
 _OUTCOMES = frozenset((CE_TYPE[SagaCompleted], CE_TYPE[SagaCompensated]))
 
+UNHELD = "?"
+"""In place of a step: the record is of a version that the service does not hold."""
+
 _NOTHING: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 class Delivery(NamedTuple):
-    """A record, delivered to one of our steps, or to what runs on outcomes (the lane's name is then ``step``)."""
+    """A record, delivered to one of our steps, to what runs on outcomes (the lane's name is then ``step``), or as
+    ``UNHELD``.
+    """  # noqa: D205  # the sentence is worth its length
 
     message: Message
     step: str
 
 
 class _TopicRoutes(NamedTuple):
+    """The ways of a topic's records, in all versions that are held together or (in ``by_version``) in one of them."""
+
     roots: tuple[str, ...]
     chained: Mapping[bytes, tuple[str, ...]]
     own: Mapping[bytes, tuple[str, ...]]
-    on_outcome: tuple[str, ...]
+    on_outcome: tuple[str, ...] = ()
+    by_version: Mapping[bytes, _TopicRoutes] = MappingProxyType({})
+
+    def steps_for(self, ce_type: bytes, step: bytes | None) -> tuple[str, ...]:
+        """The steps that a trigger, or a command, about ``step`` is for."""
+        if ce_type == _STARTED:
+            return self.roots
+        if step is None:
+            return ()
+        return (self.chained if ce_type == _COMPLETED else self.own).get(step, ())
 
 
 class Routes:
@@ -75,7 +92,7 @@ class Routes:
     def match(self, message: Message) -> tuple[str, ...]:
         """The steps of the service that the record concerns; mostly none."""
         concerning = self._concerning
-        ce_type = step_header = None
+        ce_type = step_header = version = None
         for name, value in message.headers:
             if name == "ce_type" and ce_type is None:
                 if value not in concerning:
@@ -83,15 +100,20 @@ class Routes:
                 ce_type = value
             elif name == "choreo_step" and step_header is None:
                 step_header = value
+            elif name == VERSION and version is None:
+                version = value
         routes = self._routes[message.topic]
-        if ce_type == _STARTED:
-            return routes.roots
-        if step_header is not None:
-            if ce_type == _COMPLETED:
-                return routes.chained.get(step_header, ())
-            if ce_type is not None and ce_type not in _OUTCOMES:
-                return routes.own.get(step_header, ())
-        return routes.on_outcome if ce_type in _OUTCOMES else ()
+        if ce_type is None or ce_type in _OUTCOMES:
+            return routes.on_outcome if ce_type is not None else ()
+        if version is not None and routes.own:
+            held = routes.by_version.get(version)
+            if held is None:
+                return _UNHELD_ONLY
+            routes = held
+        return routes.steps_for(ce_type, step_header)
+
+
+_UNHELD_ONLY = (UNHELD,)
 
 
 def ce_type_of(headers: Headers) -> bytes | None:
@@ -103,6 +125,12 @@ def ce_type_of(headers: Headers) -> bytes | None:
 
 
 def _routes_of(hosted: list[Hosted], on_outcome: tuple[str, ...]) -> _TopicRoutes:
+    versions = {each.saga.version for each in hosted}
+    by_version = {b"%d" % one: _ways([each for each in hosted if each.saga.version == one]) for one in versions}
+    return _ways(hosted)._replace(on_outcome=on_outcome, by_version=by_version)
+
+
+def _ways(hosted: list[Hosted]) -> _TopicRoutes:
     roots: dict[str, None] = {}  # a set that keeps its order, so that every run starts lanes in the same order
     chained: dict[str, dict[str, None]] = {}
     for each in hosted:
@@ -116,5 +144,4 @@ def _routes_of(hosted: list[Hosted], on_outcome: tuple[str, ...]) -> _TopicRoute
         roots=tuple(roots),
         chained={step.encode(): tuple(others) for step, others in chained.items()},
         own={each.step.name.encode(): (each.step.name,) for each in hosted},
-        on_outcome=on_outcome,
     )

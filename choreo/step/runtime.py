@@ -30,6 +30,7 @@ from choreo.step.recorder import Recorder
 from choreo.step.route import Routes
 from choreo.step.service import Service
 from choreo.step.tracers import Tracers
+from choreo.step.unheld import Unheld
 from choreo.step.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,8 @@ class StepRuntime:
                 for inbox in inboxes.values():
                     await inbox.open(lambda: self._is_stopping)
                 self._workers = tuple(
-                    self._worker(service, producer, executor, inboxes.get(service.name)) for service in self.services
+                    self._worker(service, registry, producer, executor, inboxes.get(service.name))
+                    for service in self.services
                 )
                 async with asyncio.TaskGroup() as tasks, _background(inbox.clean_up() for inbox in inboxes.values()):
                     for service, worker in zip(self.services, self._workers, strict=True):
@@ -176,7 +178,14 @@ class StepRuntime:
             metrics=self.metrics,
         )
 
-    def _worker(self, service: Service, producer: Producer, executor: Executor, inbox: Recorder | None) -> Worker:
+    def _worker(
+        self,
+        service: Service,
+        registry: Registry,
+        producer: Producer,
+        executor: Executor,
+        inbox: Recorder | None,
+    ) -> Worker:
         clock, random, metrics, options = self._clock, self._random, self.metrics, self._options
         hosted = self._hosted[service.name]
         publisher = Publisher(producer, service.source, clock=clock, random=random, metrics=metrics)
@@ -202,6 +211,13 @@ class StepRuntime:
             tracers=tracers,
             outcome_hooks=outcome_hooks,
             error_handlers=ErrorHandlers(service.error_handlers, executor, metrics),
+            unheld=Unheld(
+                registry,
+                service.name,
+                tuple(service.contracts.values()),
+                {(saga, step) for saga, _, step in hosted},
+                clock,
+            ),
             park_limit_s=options.park_limit_s,
             inbox=inbox,
         )

@@ -66,6 +66,7 @@ def test_the_trace_context_is_carried_unchanged_and_left_out_where_there_is_none
 def test_the_route_read_back_says_what_the_record_says(record: Record) -> None:
     assert read_route(headers_of(record)) == Route(
         kind=type(record),
+        version=record.version,
         step=record.step if isinstance(record, StepRecord) else "",
         round=getattr(record, "round", 0),
         start=START,
@@ -84,7 +85,7 @@ def test_an_outcome_is_not_routed_to_the_step_that_failed() -> None:
 
 def test_no_headers_are_an_empty_route_in_json() -> None:
     assert read_route(()) == Route(
-        kind=None, step="", round=0, start="", generation=0, traceparent=None, content_type=JSON
+        kind=None, version=0, step="", round=0, start="", generation=0, traceparent=None, content_type=JSON
     )
 
 

@@ -8,11 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from choreo.broker.announcement import announcement
 from choreo.broker.dead_letter import read_dead_letter
+from choreo.broker.registry import announce, register
 from choreo.contract import Saga, Step
 from choreo.messages.codec import encode
 from choreo.messages.headers import JSON, MISPLACED, make_headers
 from choreo.messages.records import CompensationFailed, StepCompleted, StepFailed
+from choreo.step import Service
 from choreo.step.perform import Performer
 from tests.unit.step_world import (
     ORDER,
@@ -158,6 +161,73 @@ async def test_a_version_that_is_not_held_is_parked_and_run_after_an_upgrade() -
         await until_committed(world)
     assert calls == [1, 2]
     assert await world.dead_letters() == []
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        Saga("order", Step("check_fraud"), Step("charge_card"), version=2),
+        Saga("order", Step("check_fraud"), Step("charge_card_at_last"), version=2),
+    ],
+    ids=["a step that follows another one there", "a step that is new"],
+)
+async def test_a_trigger_that_only_another_version_knows_waits_for_the_upgrade(second: Saga) -> None:
+    world = await make_world(ORDER, second)
+    await register(world.broker, [second])
+    calls: list[tuple[str, int]] = []
+
+    def charge(ctx: Any) -> None:
+        calls.append((ctx.step, ctx.version))
+
+    async with running(world, payment(charge)) as handle:
+        await world.send(completed("new", "check_fraud", version=2))
+        await world.send(completed("old"))
+        await world.answer(StepCompleted)
+        await until(lambda: value(handle, "choreo_records_parked", saga="order") == 1)
+        assert await world.committed() in (None, 0)
+    new = payment(charge)
+    new.step(second, second.steps[-1].name)(charge)
+    async with running(world, new):
+        await until_committed(world)
+    assert calls == [("charge_card", 1), (second.steps[-1].name, 2)]
+
+
+async def test_what_another_version_has_for_others_is_passed_over() -> None:
+    second = Saga("order", Step("reserve_stock"), Step("pack"), Step("charge_card"), Step("greet"), version=2)
+    world = await make_world(ORDER, second)
+    registry = await register(world.broker, [second])
+    depot = Service("depot")
+    depot.step(second, "pack")(lambda: None)
+    async with running(world, payment()) as handle:
+        await world.send(started(version=2, contract=second))  # reserve_stock, which version 1 has as another's
+        await announce(world.broker, registry, [announcement(depot.name, depot.group, depot.hosted())])
+        await world.send(completed(version=2))  # pack, which the depot has announced
+        await until_committed(world)
+        assert value(handle, "choreo_records_parked", saga="order") in (None, 0)
+        await world.send(completed("s-2", step="charge_card", version=2))  # greet, which nobody has
+        await world.send(completed("s-3", step="pack", version=2))  # charge_card, which is ours
+        await until(lambda: value(handle, "choreo_records_parked", saga="order") == 2)
+
+
+async def test_a_version_in_the_headers_that_is_not_the_records_is_refused() -> None:
+    world = await make_world()
+    async with running(world, payment()):
+        await world.send(completed(), choreo_version=b"2")
+        await world.send(execute("s-2"), choreo_version=b"2")
+        answer = await world.answer(StepFailed)
+        await until_committed(world)
+    assert [entry.record.saga_id for entry in await world.log()] == ["s-2"], "whom the first is for, nobody can say"
+    assert (answer.saga_id, answer.failure.code) == ("s-2", "undecodable")
+    assert "header choreo_version is b'2', the record is of version 1" in answer.failure.message
+
+
+async def test_a_record_of_a_release_without_the_version_in_its_headers_is_run() -> None:
+    world = await make_world()
+    trigger = completed()
+    headers = tuple(header for header in headers_of(trigger) if header[0] != "choreo_version")
+    async with running(world, payment()):
+        await world.send_raw("s-1", encode(trigger), headers)
+        assert (await world.answer(StepCompleted)).step == "charge_card"
 
 
 @pytest.mark.parametrize("trigger", [completed(version=2), execute(version=2)])

@@ -16,7 +16,7 @@ SEEDS ?= 10000
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo check lint test simulate semantics bench kafka schemas lock clean
+.PHONY: help setup setup-dev demo check lint test simulate mutants semantics bench kafka schemas lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -42,6 +42,9 @@ test: setup-dev lint  ## linters and all tests; those that need a Kafka get one 
 
 simulate: setup-dev  ## many seeds of the simulation: everything goes wrong, in virtual time (SEEDS=10000)
 	$(RUN) -m tests.simulation --seeds $(SEEDS) --report build/simulation.json
+
+mutants: setup-dev  ## break the code on purpose, in every way that is listed: each has to be found out
+	$(RUN) -m tests.mutants --report build/mutants.json
 
 semantics: setup-dev  ## the table of what choreo means, run
 	$(RUN) -m tests.semantics

@@ -248,6 +248,12 @@ class Judge:
         for saga_id in sorted(set(whole) - found.keys()):
             self._violated("S12", saga_id, f"{whose} has nothing of it")
 
+    def measure(self, whose: str, found: Mapping[str, SagaState], *, resting_max: int) -> None:
+        """S16: what somebody still keeps in memory, though nothing happens any more."""
+        resting = sum(state.is_settled or not state.started for state in found.values())
+        if resting > resting_max + 1:  # one more: whose record is read again to see that the log is the same
+            self._violated("S16", whose, f"keeps {resting} sagas that rest, not {resting_max}")
+
     def stuck_steps(self) -> list[tuple[str, str]]:
         """Saga and step of each compensation that waits for an operator."""
         return [
@@ -288,6 +294,9 @@ class Judge:
         if isinstance(record, OperatorActed) and folded.note is None:
             self._undo_by_hand(record, state)
         self._judge_record(message, entry, folded.note)
+        self._judge_timer(entry, state, folded.note)
+        if folded.state.failing and any(decision.kind == "execute" for decision in folded.owed):
+            self._violated("S6", saga_id, f"{_short(entry)} makes a failing saga go on: {folded.owed}")
         self._judge_outcome(saga_id, state.outcome, folded.state)
         if folded.state.phase is Phase.STUCK:
             self.stuck[saga_id] = None
@@ -308,6 +317,23 @@ class Judge:
             before = self._content.setdefault(record_id, content)
             if before != content:
                 self._violated("S9", saga_id, f"{record_id.decode()} says {content!r}, before {before!r}")
+
+    def _judge_timer(self, entry: Entry, before: SagaState, note: Note | None) -> None:
+        """What time alone brings about counts only when the log's clock is past its due."""
+        record, contract = entry.record, self.shape.contract
+        if note is not None or not isinstance(record, StepFailed | CompensationFailed | RoundStarted):
+            return
+        earliest_ms = -1
+        if isinstance(record, RoundStarted):
+            earliest_ms = before.retry_at_ms or 0
+        elif not record.run:
+            instance = before.instance((record.step, before.fold_round(record.start, record.round) or 0))
+            due_ms = instance.due_ms if isinstance(record, StepFailed) else instance.compensation_due_ms
+            if isinstance(record, StepFailed) and before.failing and before.outcome is None:
+                due_ms = min(due_ms, before.failing_since_ms + contract.settle_ms)
+            earliest_ms = due_ms + contract.grace_ms + 1
+        if entry.at_ms < earliest_ms:
+            self._violated("S15", record.saga_id, f"{_short(entry)} counts {earliest_ms - entry.at_ms} ms too early")
 
     def _judge_outcome(self, saga_id: str, before: Outcome | None, state: SagaState) -> None:
         if before is None and state.outcome is not None:

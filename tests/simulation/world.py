@@ -76,12 +76,13 @@ class Result:
 
 
 class _Keeper(NamedTuple):
-    """A saga-log that runs, its clock and disk, and how often that had been replaced when it began."""
+    """A saga-log that runs, its clock and disk, how often that had been replaced, and how many may rest in memory."""
 
     saga_log: SagaLog
     clock: ProcessClock
     disk: Disk
     replaced: int
+    resting_max: int
 
 
 def simulate(seed: int, *, sagas: int = 10, say: Callable[[str], None] | None = None) -> Result:
@@ -219,7 +220,7 @@ class World:
                 resting_max=resting_max,
                 save_interval_s=save_interval_s,
             )
-            self._saga_logs[process.name] = _Keeper(saga_log, clock, disk, disk.replaced)
+            self._saga_logs[process.name] = _Keeper(saga_log, clock, disk, disk.replaced, resting_max)
             self._stops[process.name] = saga_log.stop
             try:
                 await saga_log.run()
@@ -465,12 +466,13 @@ class World:
 
     def _compare_states(self) -> None:
         """Of the owners; who has been late for its session still believes in what it has, until it polls again."""
-        for name, (saga_log, _, disk, replaced) in self._saga_logs.items():
+        for name, (saga_log, _, disk, replaced, resting_max) in self._saga_logs.items():
             owner = next(process for process in self._running.values() if process.name == name)
             for tp, shard in saga_log._own.shards.items():
                 if not owner.owns(tp):
                     continue
                 self.judge.compare(f"the memory of {name}", shard.states())
+                self.judge.measure(f"{name}/{tp}", shard.states(), resting_max=resting_max)
                 if disk.replaced != replaced:
                     continue  # another instance came with a disk that is new: that is noticed with the next record
                 log_says = {saga_id for saga_id in self.judge.states if self.place_of(saga_id) == tp}

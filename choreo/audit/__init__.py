@@ -11,19 +11,24 @@
 
     await explain(broker, "order", saga_id, registry=registry, now_ms=now)   # Explanation: why it is where it is
 
+    await verify(broker, "order", registry=registry, now_ms=now)             # Verified: is the whole log sound
+
 All results are msgspec structs, so that ``msgspec.json.encode`` serves a command line and an HTTP API alike. Nothing
 here writes to a log, joins a group or changes a store. Errors are ``SagaNotFound``, ``TopicError``,
 ``BrokerUnavailable``, and ``ConfigurationError`` for a moment that is none.
 
 ``history``, ``moments``, ``preview``, ``explain`` are these questions; ``waiting`` looks at consumer groups;
-``decisions`` knows which records are the saga-log's own.
+``decisions`` knows which records are the saga-log's own. ``verify`` reads a topic, ``judge`` judges its records,
+``findings`` are what comes out.
 """
 
 from choreo.audit.explain import DeadLetter, Explanation, Reason, explain
+from choreo.audit.findings import Fault, Notice
 from choreo.audit.history import History, HistoryLine, history
 from choreo.audit.moments import Change, Difference, Moment, StateAt, difference, read_moment, state_at
 from choreo.audit.preview import CancelPreview, Kept, Undoing, preview_cancel
 from choreo.audit.trail import Fact, Trail, read_trail
+from choreo.audit.verify import Verified, verify
 from choreo.audit.waiting import Waited
 
 __all__ = [
@@ -33,14 +38,17 @@ __all__ = [
     "Difference",
     "Explanation",
     "Fact",
+    "Fault",
     "History",
     "HistoryLine",
     "Kept",
     "Moment",
+    "Notice",
     "Reason",
     "StateAt",
     "Trail",
     "Undoing",
+    "Verified",
     "Waited",
     "difference",
     "explain",
@@ -49,4 +57,5 @@ __all__ = [
     "read_moment",
     "read_trail",
     "state_at",
+    "verify",
 ]

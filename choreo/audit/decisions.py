@@ -50,7 +50,7 @@ def decision_said(state: SagaState, record: Record) -> Decision | None:
         case Execute():
             return Decision("execute", record.step, saga_round)
         case Compensate():
-            return Decision("compensate", record.step, saga_round, record.generation)
+            return Decision("settle" if record.settle else "compensate", record.step, saga_round, record.generation)
         case SagaStuck():
             return Decision("stuck", record.step, saga_round, record.generation)
     return None

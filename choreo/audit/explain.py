@@ -155,9 +155,9 @@ class _Explaining:
         found = [self._stuck(key) for key, instance in state.instances.items() if instance.stuck]
         found += await self._saga_log()
         for key, instance in state.instances.items():
-            if instance.awaits_answer and not self._is_owed("compensate", key):
+            if instance.awaits_answer and not self._is_owed(key, "compensate", "settle"):
                 found.append(await self._compensation(key, instance))
-            elif instance.in_flight and not self._is_owed("execute", key):
+            elif instance.in_flight and not self._is_owed(key, "execute"):
                 found.append(await self._step(key, instance))
         if state.retry_at_ms is not None and state.retry_at_ms > self._now_ms:
             found.append(self._backoff(state.retry_at_ms))
@@ -173,8 +173,8 @@ class _Explaining:
     def _clock(self, at_ms: int) -> str:
         return clock_text(at_ms, self._now_ms)
 
-    def _is_owed(self, kind: str, key: Key) -> bool:
-        return any((one.kind, one.step, one.round) == (kind, *key) for one in self._state.owed)
+    def _is_owed(self, key: Key, *kinds: str) -> bool:
+        return any(one.kind in kinds and (one.step, one.round) == key for one in self._state.owed)
 
     def _not_started(self) -> Reason:
         if self._state.truncated:
@@ -301,6 +301,11 @@ class _Explaining:
         offset, since_ms = self._said_at(key, instance)
         waited, why = await self._group_of(step, offset)
         again = f" (generation {instance.generation})" if instance.generation > 1 else ""
+        what = (
+            f"for word that {step}, given up early, has ended"
+            if instance.settling
+            else f"for the compensation of {step}"
+        )
         return Reason(
             kind="compensation",
             step=step,
@@ -309,7 +314,7 @@ class _Explaining:
             since_ms=since_ms,
             until_ms=instance.compensation_due_ms or None,
             waits_on=waited,
-            text=f"waits for the compensation of {step}{again} since {self._clock(since_ms)}: {why}; without "
+            text=f"waits {what}{again} since {self._clock(since_ms)}: {why}; without "
             f"an answer it is stuck at {self._clock(instance.compensation_due_ms)}",
             advice=self._advice(step, waited),
         )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from choreo.contract.saga import Saga
-from choreo.core import Decision, Entry, SagaState, fold, record_of
+from choreo.core import Entry, SagaState, fold, record_of
 from choreo.core.state import Key
 from choreo.messages.records import (
     AnyRecord,
@@ -148,14 +148,10 @@ def _play(contract: Saga, state: SagaState) -> tuple[tuple[Undoing, ...], tuple[
 
 def _answer(contract: Saga, state: SagaState, record: AnyRecord) -> SagaState:
     for decision in state.owed:  # what is decided has to be said before it can be answered
-        if decision.kind in ("execute", "compensate") and (said := _saying(contract, state, decision)) is not None:
+        said = record_of(contract, state, decision)
+        if isinstance(said, Execute | Compensate):
             state = fold(contract, state, _entry(state, said)).state
     return fold(contract, state, _entry(state, record)).state
-
-
-def _saying(contract: Saga, state: SagaState, decision: Decision) -> AnyRecord | None:
-    record = record_of(contract, state, decision)
-    return record if isinstance(record, Execute | Compensate) else None
 
 
 def _about(contract: Saga, state: SagaState, key: Key | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from choreo.broker.port import Broker, Message, TopicPartition
 from choreo.broker.registry import Registry
 from choreo.broker.topics import saga_topic
 from choreo.contract.saga import Saga
-from choreo.core import Decision, Entry, SagaState, fold
+from choreo.core import Decision, Entry, SagaState, fold, refuse
 from choreo.core.state import Key, Note
 from choreo.errors import SagaNotFound
 from choreo.ids import compensate_id
@@ -30,7 +30,8 @@ from choreo.messages.records import (
     StepFailed,
 )
 from choreo.saga_log.intake import Contracts, Refused, Unheld, contract_of, read_entry
-from choreo.saga_log.replay import Problem, records
+from choreo.saga_log.replay import records
+from choreo.saga_log.window import Problem
 
 
 class Fact(NamedTuple):
@@ -59,6 +60,7 @@ class Trail:
 
     Attributes:
         problems: records under its key that could not be folded.
+        state: what all of it together implies.
         triggered: step instance → offset and append time of the record from which on it is in flight.
         decided: decision → offset and append time of the record that implied it last.
     """
@@ -72,14 +74,10 @@ class Trail:
         self.triggered: dict[Key, tuple[int, int]] = {}
         self.decided: dict[Decision, tuple[int, int]] = {}
         self._contracts = contracts
+        self.state = SagaState(saga_id)
         self._waiting = False
         self._offsets: dict[str, int] = {}  # of each record, by its id
         self._retry_asked: int | None = None
-
-    @property
-    def state(self) -> SagaState:
-        """What all facts together imply."""
-        return self.facts[-1].state if self.facts else SagaState(self.saga_id)
 
     @property
     def contract(self) -> Saga | None:
@@ -107,12 +105,15 @@ class Trail:
                 self._refuse(message, contract)
             return
         state, owed, note = fold(contract, before, entry)
+        self.state = state
         caused_by = self._cause(entry.record, before)
         self.facts.append(Fact(message, entry, contract, before, state, owed, note, caused_by))
         self._note_effects(entry, before, state, owed)
 
     def _refuse(self, message: Message, why: Refused | Unheld) -> None:
         self.problems.append(Problem(message.tp, message.offset, message.timestamp_ms, message.key, why))
+        if isinstance(why, Refused) and not self._waiting:
+            self.state = refuse(self.state, message.offset, message.timestamp_ms)
 
     def _note_effects(self, entry: Entry, before: SagaState, state: SagaState, owed: tuple[Decision, ...]) -> None:
         here = (entry.offset, entry.at_ms)

@@ -65,6 +65,7 @@ audit = App(name="audit", help="Ask the log about the past.", help_format="plain
 audit.command("choreo.cli.audit:history")
 audit.command("choreo.cli.audit:state")
 audit.command("choreo.cli.audit:diff")
+audit.command("choreo.cli.audit:verify")
 app.command(audit)
 app.command("choreo.cli.http_token:http_token", name="http-token")
 gen = App(name="gen", help="Write the beginning of something.", help_format="plaintext")

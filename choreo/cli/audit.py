@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import msgspec
 from cyclopts import Parameter
 
 from choreo.cli.options import AsJson, BrokerUrl, SagaSpec, broker_url, write_json
 
 if TYPE_CHECKING:
     from choreo.audit import Difference, History, StateAt, Trail
+    from choreo.audit.verify import Verified
     from choreo.broker import Broker
 
 T = TypeVar("T")
+
+_NOTICES_SHOWN = 50
 
 SagaId = Annotated[str, Parameter(help="The id that start printed.")]
 WHEN = "An offset (4711), a time (2026-11-22T14:02:11Z; 14:02, today, UTC), a time ago (-5m), or now."
@@ -90,6 +95,98 @@ def diff(
     else:
         _print_difference(found)
     return 0
+
+
+def verify(
+    sagas: Annotated[list[str], Parameter(help="MODULE:NAME of contracts, or names of registered sagas.")],
+    *,
+    broker: BrokerUrl = None,
+    store: Annotated[
+        str | None, Parameter(env_var="CHOREO_STORE", help="Compare the saga-log's store with the fold, too.")
+    ] = None,
+    patience: Annotated[str, Parameter(help="How long a decision may be unsaid before it is missing.")] = "1m",
+    accept: Annotated[
+        list[str] | None, Parameter(help="Kinds of faults that are listed and do not count (unreadable, effect_twice).")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Judge every record of a saga's topic: decisions owed, none missing, none forged, no effect twice. Reads only.
+
+    Exit code 0 if there is no fault, 1 if there is one (or the store differs), 4 if the broker cannot be read.
+
+    Example: choreo audit verify order --broker kafka://localhost:9092 --store sqlite:///saga-log.db
+    """
+    from choreo.cli.exits import Exit
+    from choreo.contract.policy import duration_ms
+    from choreo.errors import ConfigurationError
+
+    try:
+        patience_ms = duration_ms(patience)
+    except ValueError as error:
+        raise ConfigurationError(f"--patience: {error}") from error
+
+    async def work(opened: Broker) -> bool:
+        from choreo.audit.verify import verify as verify_log
+        from choreo.broker.registry import Registry
+        from choreo.cli.bar import progress_bar
+        from choreo.cli.names import find_saga
+        from choreo.clock import SystemClock
+
+        sound = True
+        for name in dict.fromkeys([(await find_saga(opened, spec)).name for spec in sagas]):
+            with progress_bar("verifying") as move:
+                now_ms = SystemClock().now_ms()
+                found = await verify_log(
+                    opened, name, registry=Registry(opened), now_ms=now_ms, patience_ms=patience_ms, on_progress=move
+                )
+            counted = {kind: count for kind, count in found.faults_total.items() if kind not in (accept or ())}
+            sound = sound and not counted
+            if as_json:
+                write_json({"sound": not counted, **msgspec.structs.asdict(found)})
+            else:
+                _print_verified(found)
+            if store:
+                sound = await _store_agrees(opened, name, store, as_json=as_json) and sound
+        return sound
+
+    return Exit.DONE if with_broker(broker, work) else Exit.NO
+
+
+async def _store_agrees(broker: Broker, saga: str, url: str, *, as_json: bool) -> bool:
+    from choreo.broker.registry import RETENTION_MS_DEFAULT, Registry
+    from choreo.cli.check_store import print_checked
+    from choreo.clock import SystemClock
+    from choreo.saga_log.check import check
+    from choreo.store.inspection import open_inspection
+
+    inspection = await open_inspection(url)
+    try:
+        before_ms = SystemClock().now_ms() - RETENTION_MS_DEFAULT
+        checked = await check(broker, inspection, saga, registry=Registry(broker), dropped_before_ms=before_ms)
+    finally:
+        await inspection.close()
+    if as_json:
+        write_json({"agrees": checked.agrees, **msgspec.structs.asdict(checked)})
+    else:
+        print_checked(checked)
+    return checked.agrees
+
+
+def _print_verified(found: Verified) -> None:
+    for fault in found.faults:
+        where = f"{found.saga}[{fault.partition}]" + (f" offset {fault.offset}" if fault.offset >= 0 else "")
+        print(f"FAULT   {fault.kind:<14}{where}  {fault.saga_id}: {fault.text}")  # noqa: T201 - the command's output
+    for notice in found.notices[:_NOTICES_SHOWN]:
+        where = f"{found.saga}[{notice.partition}] offset {notice.offset}"
+        print(f"notice  {notice.kind:<14}{where}  {notice.saga_id}: {notice.text}")  # noqa: T201
+    faults = ", ".join(f"{count} {kind}" for kind, count in sorted(found.faults_total.items())) or "no faults"
+    notices = ", ".join(f"{count} {kind}" for kind, count in sorted(found.notices_total.items())) or "no notices"
+    unfinished = sum(each.unfinished for each in found.partitions)
+    print(  # noqa: T201
+        f"{found.saga}: {'sound' if found.sound else 'NOT SOUND'}; {found.records:,} records in "
+        f"{len(found.partitions)} partitions, {unfinished} sagas under way; {faults}; {notices}",
+        file=sys.stderr,
+    )
 
 
 def with_broker(url: str | None, work: Callable[[Broker], Awaitable[T]]) -> T:
@@ -180,8 +277,6 @@ def _place(state: StateAt) -> str:
 
 
 def _value(value: Any) -> str:
-    import msgspec
-
     return "nothing" if value is None else msgspec.json.encode(value).decode()
 
 

@@ -71,11 +71,12 @@ def check_store(
         if as_json:
             write_json({"agrees": checked.agrees, **msgspec.structs.asdict(checked)})
         else:
-            _print(checked)
+            print_checked(checked)
     return Exit.DONE if all(checked.agrees for checked in found) else Exit.NO
 
 
-def _print(checked: Checked) -> None:
+def print_checked(checked: Checked) -> None:
+    """A comparison for people."""
     for each in checked.differences[:_SHOWN_MAX]:
         where = f"{checked.saga}[{each.partition}] {each.saga_id}".rstrip()
         print(f"{where}  {each.field}: the store has {each.stored}, the log says {each.folded}")  # noqa: T201

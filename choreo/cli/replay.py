@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from choreo.contract import Saga
     from choreo.core import SagaState
     from choreo.core.status import SagaStatus
-    from choreo.saga_log.replay import Line, Progress, Replay
+    from choreo.saga_log.replay import Line, Replay
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -105,18 +104,13 @@ async def _one(broker: Broker, contract: Saga, saga_id: str, *, as_json: bool) -
 
 
 async def _all(broker: Broker, contract: Saga, *, as_json: bool) -> int:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     from choreo.broker.registry import Registry
+    from choreo.cli.bar import progress_bar
     from choreo.saga_log.replay import replay as fold_log
 
-    console = Console(stderr=True)
     states: dict[str, Outcome] = {}
-    columns = (TextColumn("folding"), BarColumn(), TextColumn("{task.completed:.0f} records"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        bar = progress.add_task("records", total=None)
-        folded = fold_log(broker, contract.name, registry=Registry(broker), on_progress=_mover(progress, bar))
+    with progress_bar("folding") as move:
+        folded = fold_log(broker, contract.name, registry=Registry(broker), on_progress=move)
         async for state, _ in folded:
             states[state.saga_id] = _outcome(state)  # where a saga comes twice, the later one counts
     counts: Counter[str] = Counter()
@@ -130,13 +124,6 @@ async def _all(broker: Broker, contract: Saga, *, as_json: bool) -> int:
     summary = ", ".join(f"{counts[phase]} {phase.value}" for phase in Phase if counts[phase]) or "no sagas"
     print(f"{summary}; {folded.records_read} records folded", file=sys.stderr)  # noqa: T201
     return _complain_of(folded)
-
-
-def _mover(progress: Any, bar: Any) -> Callable[[Progress], None]:
-    def move(done: Progress) -> None:
-        progress.update(bar, completed=done.records_read, total=done.records_total)
-
-    return move
 
 
 def _outcome(state: SagaState) -> Outcome:

@@ -1,26 +1,26 @@
 """Folding the log again, from its start to its end as it is now: status, audit and ``choreo replay`` are this.
 
-Partitions are read one after the other, so only the unfinished sagas of one partition are in memory at a time. A
-settled saga is given out once ``SETTLED_KEPT`` others have settled after it; should a record for it come later still
-(an effect that is found long after the outcome), the saga is folded anew in a second pass and given out again.
+Partitions are read one after the other, so only the unfinished sagas of one partition are in memory at a time, and the
+last few that have settled (``window``). A saga that got a record after it was given out is given out again, from a
+second pass.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from choreo.broker.port import Broker, Message, TopicPartition
 from choreo.broker.registry import Registry
 from choreo.broker.topics import saga_topic
 from choreo.contract.saga import Saga
-from choreo.core import Decision, Entry, SagaState, fold, refuse
+from choreo.core import Decision, Entry, SagaState
 from choreo.core.state import Note
-from choreo.saga_log.intake import Contracts, Refused, Unheld, contract_of, read_entry
+from choreo.saga_log.window import PROBLEMS_KEPT, Folding, Problem, Window
 
-SETTLED_KEPT = 2_000
-PROBLEMS_KEPT = 1_000
+REVIVED_AT_ONCE = 20_000  # sagas of one further pass
+
+_FOR_EVER = 2**63
 _RECORDS_PER_POLL = 2_000
 
 
@@ -46,16 +46,6 @@ class Replayed(NamedTuple):
 
     state: SagaState
     history: tuple[Line, ...]
-
-
-class Problem(NamedTuple):
-    """A message that could not be folded, and the key it has."""
-
-    tp: TopicPartition
-    offset: int
-    at_ms: int
-    key: bytes | None
-    why: Refused | Unheld
 
 
 class Progress(NamedTuple):
@@ -143,33 +133,53 @@ class Replay:
         topic = saga_topic(self._saga)
         if self._saga_id is None:
             tps = [TopicPartition(topic, number) for number in range(await self._broker.partitions(topic))]
-            wanted = None
         else:
             tps = [TopicPartition(topic, await self._broker.partition_of(topic, self._saga_id))]
-            wanted = {self._saga_id.encode()}
         offsets = await self._broker.offsets(tps)
         # After the ends are read: a contract is published before the first saga under it is started.
         await self._registry.refresh()
         self._records_total = sum(end - first for first, end in offsets.values())
         for tp in tps:
-            part = _Part(self._saga, self._registry.get, wanted, with_history=self._saga_id is not None)
-            async for messages in records(self._broker, tp, *offsets[tp]):
-                part.take(messages)
-                self.records_read += len(messages)
-                if self._on_progress is not None:
-                    self._on_progress(Progress(self.records_read, self._records_total))
-                for state in part.settled():
-                    yield Replayed(state, ())
-            for replayed in part.rest():
+            async for replayed in self._partition(tp, *offsets[tp]):
                 yield replayed
-            self.problems += part.problems[: max(PROBLEMS_KEPT - len(self.problems), 0)]
-            self.problems_total += len(part.problems)
-            if part.revived:
-                again = _Part(self._saga, self._registry.get, part.revived, with_history=False)
-                async for messages in records(self._broker, tp, *offsets[tp]):
-                    again.take(messages)
-                for replayed in again.rest():  # nothing is given out before the end, so there is no third pass
-                    yield replayed
+
+    async def _partition(self, tp: TopicPartition, first: int, end: int) -> AsyncIterator[Replayed]:
+        lines: list[Line] = []
+
+        def remember(each: Folding) -> None:
+            lines.append(Line(each.entry, each.folded.note, each.folded.owed))
+
+        window = Window(
+            self._saga,
+            self._registry.get,
+            records_max=end - first,
+            only=None if self._saga_id is None else {self._saga_id: _FOR_EVER},
+            watch=None if self._saga_id is None else remember,
+        )
+        async for messages in records(self._broker, tp, first, end):
+            window.take(messages)
+            self.records_read += len(messages)
+            if self._on_progress is not None:
+                self._on_progress(Progress(self.records_read, self._records_total))
+            for state in window.let_go():
+                yield Replayed(state, ())
+        for state in window.rest():
+            yield Replayed(state, tuple(lines))
+        self.problems += window.problems[: max(PROBLEMS_KEPT - len(self.problems), 0)]
+        self.problems_total += window.problems_total
+        for revived in batches(window.revived):
+            again = Window(self._saga, self._registry.get, records_max=end - first, only=revived)
+            async for messages in records(self._broker, tp, first, min(end, max(revived.values()) + 1)):
+                again.take(messages)
+                for state in again.let_go():
+                    yield Replayed(state, ())
+
+
+def batches(revived: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """The sagas of each further pass, those that are folded to an early end together."""
+    by_end = sorted(revived.items(), key=lambda item: item[1])
+    for first in range(0, len(by_end), REVIVED_AT_ONCE):
+        yield dict(by_end[first : first + REVIVED_AT_ONCE])
 
 
 async def records(broker: Broker, tp: TopicPartition, first: int, end: int) -> AsyncIterator[list[Message]]:
@@ -185,82 +195,3 @@ async def records(broker: Broker, tp: TopicPartition, first: int, end: int) -> A
                 yield [message for message in messages if message.offset < end]
     finally:
         await reader.close()
-
-
-class _Part:
-    """The sagas of one partition, as far as it has been read. No I/O.
-
-    Attributes:
-        revived: keys of sagas that got a record after they were given out.
-    """
-
-    def __init__(self, saga: str, contracts: Contracts, wanted: set[bytes] | None, *, with_history: bool) -> None:
-        self.problems: list[Problem] = []
-        self.revived: set[bytes] = set()
-        self._saga = saga
-        self._contracts = contracts
-        self._wanted = wanted
-        self._with_history = with_history
-        self._states: dict[str, SagaState] = {}
-        self._settled: OrderedDict[str, None] = OrderedDict()
-        self._given: set[str] = set()
-        self._waiting: set[str] = set()
-        self._history: dict[str, list[Line]] = {}
-
-    def take(self, messages: Collection[Message]) -> None:
-        """Fold the next messages."""
-        for message in messages:
-            if self._wanted is None or message.key in self._wanted:
-                self._take(message)
-
-    def settled(self) -> list[SagaState]:
-        """The sagas that settled long enough ago to be let go."""
-        out: list[SagaState] = []
-        while self._wanted is None and len(self._settled) > SETTLED_KEPT:
-            saga_id, _ = self._settled.popitem(last=False)
-            self._given.add(saga_id)
-            out.append(self._states.pop(saga_id))
-        return out
-
-    def rest(self) -> list[Replayed]:
-        """All others, after the last message."""
-        return [Replayed(state, tuple(self._history.get(saga_id, ()))) for saga_id, state in self._states.items()]
-
-    def _take(self, message: Message) -> None:
-        entry = read_entry(message, self._saga)
-        if isinstance(entry, Refused):
-            self._refuse(message, entry)
-            return
-        saga_id = entry.record.saga_id
-        if saga_id in self._waiting:
-            return
-        if saga_id in self._given:
-            self.revived.add(saga_id.encode())
-            return
-        state = self._states.get(saga_id) or SagaState(saga_id)
-        contract = contract_of(self._contracts, state, entry.record)
-        if isinstance(contract, Refused):
-            self._refuse(message, contract)
-            return
-        if isinstance(contract, Unheld):
-            self._waiting.add(saga_id)
-            self._refuse(message, contract)
-            return
-        folded = fold(contract, state, entry)
-        self._states[saga_id] = folded.state
-        if self._with_history:
-            self._history.setdefault(saga_id, []).append(Line(entry, folded.note, folded.owed))
-        elif folded.state.is_settled:
-            self._settled[saga_id] = None
-            self._settled.move_to_end(saga_id)
-        else:
-            self._settled.pop(saga_id, None)
-
-    def _refuse(self, message: Message, why: Refused | Unheld) -> None:
-        self.problems.append(Problem(message.tp, message.offset, message.timestamp_ms, message.key, why))
-        saga_id = (message.key or b"").decode("utf-8", "replace")
-        if isinstance(why, Refused) and saga_id not in self._waiting:
-            if saga_id in self._given:
-                self.revived.add(saga_id.encode())
-            elif (state := self._states.get(saga_id)) is not None:
-                self._states[saga_id] = refuse(state, message.offset, message.timestamp_ms)

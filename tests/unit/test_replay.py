@@ -6,10 +6,11 @@ import pytest
 
 from choreo.broker.registry import Registry, ensure_saga_topics
 from choreo.contract import Saga, Step
-from choreo.core import Phase, record_of
+from choreo.core import Phase, SagaState, record_of
 from choreo.errors import TopicError
 from choreo.saga_log.intake import Refused, Unheld
 from choreo.saga_log.replay import Progress, fold_saga, replay
+from choreo.saga_log.window import BloomFilter
 from tests.unit.by_hand import DIAMOND, LINE, a_broker, a_pen
 
 
@@ -120,7 +121,7 @@ async def test_records_that_come_after_the_call_are_left_out() -> None:
 
 
 async def test_settled_sagas_are_given_early_and_again_if_a_record_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("choreo.saga_log.replay.SETTLED_KEPT", 2)
+    monkeypatch.setattr("choreo.saga_log.window.SETTLED_KEPT", 2)
     monkeypatch.setattr("choreo.saga_log.replay._RECORDS_PER_POLL", 1)
     broker = await a_broker(LINE)
     pen = await a_pen(broker, LINE)
@@ -153,3 +154,37 @@ async def test_an_empty_topic_gives_nothing() -> None:
     broker = await a_broker(LINE)
     await ensure_saga_topics(broker, [LINE])
     assert [each async for each in replay(broker, "order", registry=Registry(broker))] == []
+
+
+@pytest.mark.parametrize("filter_bytes", [1, 1_024])
+async def test_a_filter_that_is_too_small_costs_passes_and_no_truth(
+    monkeypatch: pytest.MonkeyPatch, filter_bytes: int
+) -> None:
+    monkeypatch.setattr("choreo.saga_log.window.SETTLED_KEPT", 2)
+    monkeypatch.setattr("choreo.saga_log.window.FILTER_BYTES_MAX", filter_bytes)
+    monkeypatch.setattr("choreo.saga_log.replay._RECORDS_PER_POLL", 3)
+    monkeypatch.setattr("choreo.saga_log.replay.REVIVED_AT_ONCE", 7)
+    broker = await a_broker(LINE)
+    pen = await a_pen(broker, LINE)
+    states: dict[str, SagaState] = {}
+    for number in range(40):
+        await pen.whole_line(f"s{number}")
+        [(state, _)] = [each async for each in replay(broker, "order", registry=Registry(broker), saga_id=f"s{number}")]
+        await pen.write(record_of(LINE, state, state.owed[0]))
+    await pen.completed("s3", "a", run="another")
+    async for state, history in replay(broker, "order", registry=Registry(broker)):
+        states[state.saga_id] = state
+        assert history == ()
+    assert len(states) == 40
+    assert all(state.is_settled for state in states.values())
+    alone = await fold_saga(broker, LINE, "s3", registry=Registry(broker))
+    assert alone is not None
+    assert states["s3"] == alone[1]
+
+
+def test_a_bloom_filter_forgets_nothing_and_is_seldom_wrong() -> None:
+    found = BloomFilter(2_000)
+    for number in range(2_000):
+        found.add(f"in-{number}")
+    assert all(f"in-{number}" in found for number in range(2_000))
+    assert sum(f"out-{number}" in found for number in range(20_000)) < 400  # expected 48

@@ -1,0 +1,342 @@
+"""Whether each record of a log could be there, judged by the records before it. No I/O.
+
+The fold says which decisions every prefix of the log implies, so a decision's record is sound if it was owed just then
+and says what ``record_of`` makes of the state before it. An outcome or answer is sound if something before it asked for
+it, and if what it passes on (input, effects, due) is what it was given. What is missing shows in what comes after: an
+answer to what was never said, an outcome without its trigger; and at the end in what is still owed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from hashlib import blake2b
+
+import msgspec
+
+from choreo.audit.decisions import decision_said
+from choreo.audit.findings import Fault, FaultKind, Notice, NoticeKind
+from choreo.broker.port import Message, TopicPartition
+from choreo.contract.saga import Saga
+from choreo.core import Decision, SagaState, next_due_ms, record_of
+from choreo.core.commands import NULL
+from choreo.core.order import context_of
+from choreo.core.state import Key
+from choreo.ids import input_hash
+from choreo.messages.headers import CE_TYPE
+from choreo.messages.records import (
+    CancelRefused,
+    Compensate,
+    CompensationFailed,
+    Execute,
+    Record,
+    RoundStarted,
+    SagaCompensated,
+    SagaCompleted,
+    SagaStarted,
+    SagaStuck,
+    StartRefused,
+    StepCompensated,
+    StepCompleted,
+    StepFailed,
+    StepRecord,
+)
+from choreo.saga_log.outbound import SOURCE, TOO_LARGE
+from choreo.saga_log.window import Folding
+
+KEPT = 1_000
+
+_DECISIONS = (Execute, Compensate, SagaStuck, SagaCompleted, SagaCompensated, StartRefused, CancelRefused)
+_SAGA_LOG = SOURCE.encode()
+
+
+class Judge:
+    """Judges the records of one partition. ``message`` is told of all, ``record`` of those that are folded.
+
+    Attributes:
+        faults, notices: the first ``KEPT`` of each.
+        faults_total, notices_total: how many there were, by kind.
+    """
+
+    def __init__(self, tp: TopicPartition, *, first: int) -> None:
+        """Begin before the record at ``first``; if that is 0, retention has deleted nothing yet."""
+        self.faults: list[Fault] = []
+        self.notices: list[Notice] = []
+        self.faults_total: Counter[FaultKind] = Counter()
+        self.notices_total: Counter[NoticeKind] = Counter()
+        self._tp = tp
+        self._whole = first == 0
+        self._said: dict[str, dict[str, bytes]] = {}
+        self._repeated: set[str] = set()
+        self._startless: set[str] = set()
+        self._known: set[tuple[str, int, str]] = set()
+        self._next = first
+        self._at_ms = 0
+
+    def message(self, message: Message) -> None:
+        """Judge the place of a message: offsets follow each other, append times do not fall."""
+        if message.offset != self._next:
+            missing = message.offset - self._next
+            text = f"{missing} records before it are not in the log" if missing > 0 else "it is not in order"
+            self._fault("gap", message.offset, "", text)
+        if message.timestamp_ms < self._at_ms:
+            text = f"appended {self._at_ms - message.timestamp_ms} ms before the record in front of it"
+            self._fault("time_fell", message.offset, (message.key or b"").decode("utf-8", "replace"), text)
+        self._next, self._at_ms = message.offset + 1, max(self._at_ms, message.timestamp_ms)
+
+    def unreadable(self, offset: int, saga_id: str, why: str) -> None:
+        """A message could not be folded, because it is no record."""
+        self._fault("unreadable", offset, saga_id, why)
+
+    def waits(self, offset: int, saga_id: str, why: str) -> None:
+        """A saga cannot be folded from there on, because its contract is not registered."""
+        self._notice("waiting", offset, saga_id, why)
+
+    def record(self, each: Folding) -> None:
+        """Judge a record by the state before it."""
+        record, offset = each.entry.record, each.entry.offset
+        self._label(each.message, record)
+        is_first = self._is_said_first(record, offset)
+        if each.folded.note == "before_start":
+            self._without_start(record, offset)
+        elif is_first:
+            self._content(each)
+
+    def forget(self, saga_id: str) -> None:
+        """The saga is let go."""
+        self._said.pop(saga_id, None)
+        self._repeated.discard(saga_id)
+
+    def end(self, contract: Saga | None, state: SagaState, now_ms: int, patience_ms: int) -> None:
+        """Judge what a saga still owes at the end of the log."""
+        if contract is None or not state.started:
+            return
+        age_ms = now_ms - state.updated_ms
+        for decision in state.owed:
+            what = _words(decision)
+            if age_ms > patience_ms:
+                self._fault("missing", -1, state.saga_id, f"{what} is decided since offset {state.offset} and not said")
+            else:
+                self._notice("pending", state.offset, state.saga_id, f"{what} is decided and not said yet")
+        due_ms = next_due_ms(contract, state)
+        if due_ms is not None and due_ms + patience_ms < now_ms:
+            text = f"a timer was to fire {now_ms - due_ms} ms ago, and nothing says that it did"
+            self._fault("overdue", -1, state.saga_id, text)
+
+    # Single judgements
+
+    def _label(self, message: Message, record: Record) -> None:
+        expected = {
+            "ce_id": record.id.encode(),
+            "ce_type": CE_TYPE[type(record)],
+            "choreo_start": record.start.encode(),
+        }
+        if isinstance(record, StepRecord):
+            expected |= {"choreo_step": record.step.encode(), "choreo_round": b"%d" % record.round}
+        for name, value in expected.items():
+            if message.header(name) != value:
+                text = f"its header {name} is {message.header(name)!r}, the record says {value!r}"
+                self._fault("mislabelled", message.offset, record.saga_id, text)
+                break
+        if _is_saga_logs(record) and message.header("ce_source") != _SAGA_LOG:
+            text = f"{_name(record)} is for the saga-log to say, {message.header('ce_source')!r} has written it"
+            self._fault("impostor", message.offset, record.saga_id, text)
+
+    def _is_said_first(self, record: Record, offset: int) -> bool:
+        said = self._said.setdefault(record.saga_id, {})
+        digest = blake2b(msgspec.json.encode(_lasting(record)), digest_size=8).digest()
+        before = said.setdefault(record.id, digest)
+        if before is digest:
+            return True
+        if before == digest:
+            self._repeated.add(record.saga_id)
+            self._notice("repeated", offset, record.saga_id, f"{record.id} is said again")
+        elif not _is_a_timer(record):
+            self._fault("contradiction", offset, record.saga_id, f"{record.id} was said before, with another content")
+        return False
+
+    def _without_start(self, record: Record, offset: int) -> None:
+        if record.saga_id in self._startless:
+            return
+        self._startless.add(record.saga_id)
+        text = f"{_name(record)} of a saga whose start is not in the log"
+        if self._whole:
+            self._fault("headless", offset, record.saga_id, text)
+        else:
+            self._notice("truncated", offset, record.saga_id, text)
+
+    def _content(self, each: Folding) -> None:
+        record, before = each.entry.record, each.before
+        owed = next((one for one in before.owed if record_of(each.contract, before, one).id == record.id), None)
+        if owed is not None:
+            self._as_decided(each, owed)
+            return
+        if isinstance(record, _DECISIONS):
+            decision = decision_said(before, record)
+            what = _name(record) if decision is None else _words(decision)
+            self._fault("undecided", each.entry.offset, record.saga_id, f"nothing before it implies it: {what}")
+        elif isinstance(record, SagaStarted):
+            self._start(each, record)
+        elif isinstance(record, RoundStarted):
+            if each.folded.note == "stale":
+                text = f"nothing before it asks for round {record.round}"
+                self._fault("undecided", each.entry.offset, record.saga_id, text)
+        elif isinstance(record, StepCompleted | StepFailed | StepCompensated | CompensationFailed):
+            self._outcome(each, record)
+        elif each.folded.note in ("not_decided", "unknown_start", "unknown_step"):
+            text = f"nothing before it implies it: {_name(record)}"
+            self._fault("undecided", each.entry.offset, record.saga_id, text)
+
+    def _as_decided(self, each: Folding, decision: Decision) -> None:
+        record = each.entry.record
+        wanted = record_of(each.contract, each.before, decision)
+        if each.entry.content_type != each.before.content_type:
+            self._altered(each, "it is written in another codec than its saga")
+            return
+        for field in type(wanted).__struct_fields__:
+            ours, theirs = getattr(record, field), getattr(wanted, field)
+            if ours != theirs and not _may_differ(record, field, ours, theirs, each.before.content_type):
+                self._altered(each, f"{_name(record)}.{field} is {_short(ours)}, decided was {_short(theirs)}")
+                return
+
+    def _start(self, each: Folding, record: SagaStarted) -> None:
+        if record.start != input_hash(bytes(record.input)):
+            self._altered(each, "its input does not have the hash that it names")
+
+    def _outcome(
+        self, each: Folding, record: StepCompleted | StepFailed | StepCompensated | CompensationFailed
+    ) -> None:
+        before, offset = each.before, each.entry.offset
+        saga_round = before.fold_round(record.start, record.round)
+        if record.step not in each.contract or saga_round is None or saga_round > before.round:
+            self._fault(
+                "unasked", offset, record.saga_id, f"no such step, round or start: {_name(record)} {record.step}"
+            )
+            return
+        key = (record.step, saga_round)
+        if isinstance(record, StepCompensated | CompensationFailed):
+            asked = 0 < record.generation <= before.instance(key).generation
+            awaited = [Decision(kind, *key, record.generation) for kind in ("compensate", "settle")]
+        else:
+            asked = before.instance(key).triggered
+            awaited = [Decision("execute", *key)]
+        if not asked:
+            text = f"nothing in the log has asked for it: {_name(record)} of {record.step}"
+            self._fault("unasked" if record.run else "undecided", offset, record.saga_id, text)
+        elif record.run != TOO_LARGE and any(one in before.owed for one in awaited):
+            text = f"{_words(awaited[0])} is answered, and its record is not in the log before"
+            self._fault("missing", offset, record.saga_id, text)
+        elif isinstance(record, StepCompleted):
+            self._completion(each, record, key)
+
+    def _completion(self, each: Folding, record: StepCompleted, key: Key) -> None:
+        before, instance = each.before, each.before.instance(key)
+        if each.entry.content_type == before.content_type:
+            if bytes(record.input) != before.lineage(key[1])[0]:
+                self._altered(each, "its input is not that of its start")
+            context = context_of(each.contract, before, key)
+            if {step: bytes(effect) for step, effect in record.effects.items()} != context and not _ran_twice(
+                before, context
+            ):
+                self._altered(each, "the effects that it builds on are not those in the log")
+            if instance.effect is not None and f"completed:{record.run}" not in instance.runs:
+                self._second_run(each, record, instance.effect)
+        # A trigger that is in the log twice was perhaps handled at its second place, and has a later due there.
+        if instance.due_ms and record.due_ms != instance.due_ms and record.saga_id not in self._repeated:
+            self._altered(each, f"its due is {record.due_ms}, that of its trigger {instance.due_ms}")
+
+    def _second_run(self, each: Folding, record: StepCompleted, effect: bytes) -> None:
+        self._repeated.add(record.saga_id)
+        about = f"step {record.step} has completed in two runs"
+        if bytes(record.effect) == effect:
+            self._notice("ran_twice", each.entry.offset, record.saga_id, f"{about}, with equal effects")
+        else:
+            text = f"{about}, and the effects differ: its handler does not hold to the idempotency key"
+            self._fault("effect_twice", each.entry.offset, record.saga_id, text)
+
+    def _altered(self, each: Folding, text: str) -> None:
+        self._fault("altered", each.entry.offset, each.entry.record.saga_id, text)
+
+    def _fault(self, kind: FaultKind, offset: int, saga_id: str, text: str) -> None:
+        if self._is_new(kind, offset, saga_id):
+            self.faults_total[kind] += 1
+            if len(self.faults) < KEPT:
+                fault = Fault(kind=kind, partition=self._tp.partition, offset=offset, saga_id=saga_id, text=text)
+                self.faults.append(fault)
+
+    def _notice(self, kind: NoticeKind, offset: int, saga_id: str, text: str) -> None:
+        if self._is_new(kind, offset, saga_id):
+            self.notices_total[kind] += 1
+            if len(self.notices) < KEPT:
+                notice = Notice(kind=kind, partition=self._tp.partition, offset=offset, saga_id=saga_id, text=text)
+                self.notices.append(notice)
+
+    def _is_new(self, kind: str, offset: int, saga_id: str) -> bool:
+        """Sagas that are folded in a second pass show the same again."""
+        found = (kind, offset, saga_id)
+        if found in self._known:
+            return False
+        if len(self._known) < 10 * KEPT:
+            self._known.add(found)
+        return True
+
+
+def _is_saga_logs(record: Record) -> bool:
+    if isinstance(record, StepFailed | CompensationFailed):
+        return record.run in ("", TOO_LARGE)
+    return isinstance(record, (*_DECISIONS, RoundStarted))
+
+
+def _is_a_timer(record: Record) -> bool:
+    """What a timer appends says each time how things are then; the first that is not too early counts."""
+    return isinstance(record, StepFailed | CompensationFailed) and not record.run
+
+
+def _lasting(record: Record) -> Record:
+    """The record without what the saga-log may say otherwise the second time, because more is known by then."""
+    match record:
+        case Compensate() | SagaStuck():
+            return msgspec.structs.replace(record, remaining=())
+        case CancelRefused():
+            return msgspec.structs.replace(record, reason="")
+    return record
+
+
+def _may_differ(record: Record, field: str, ours: object, theirs: object, content_type: str) -> bool:
+    """Whether two instances of the saga-log may say this field differently, or one shortens what is too large."""
+    match record, field:
+        case (Compensate() | SagaStuck(), "remaining") | (CancelRefused(), "reason"):
+            return True
+        case SagaCompleted(), "effects":
+            return ours == {}
+        case SagaCompleted(), "result":
+            return bytes(record.result) == NULL[content_type] and not record.effects
+        case SagaCompensated(), "compensations":
+            return ours == ()
+        case (SagaCompensated() | SagaStuck(), "failure"):
+            shortened = getattr(ours, "message", ""), getattr(ours, "traceback", None)
+            full = getattr(theirs, "message", "")
+            return full.startswith(shortened[0]) and shortened[1] is None and len(shortened[0]) < len(full)
+    return False
+
+
+def _ran_twice(state: SagaState, context: dict[str, bytes]) -> bool:
+    """Whether one of the effects was returned by two runs: a successor may have seen either."""
+    return any(
+        sum(run.startswith("completed:") for run in instance.runs) > 1
+        for (step, _), instance in state.instances.items()
+        if step in context
+    )
+
+
+def _name(record: Record) -> str:
+    return type(record).__name__
+
+
+def _words(decision: Decision) -> str:
+    generation = f" ({decision.generation})" if decision.generation > 1 else ""
+    return f"{decision.kind} {decision.step}".rstrip() + generation
+
+
+def _short(value: object) -> str:
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}…"

@@ -1,0 +1,190 @@
+"""One pass over a partition with only the unfinished sagas in memory. No I/O.
+
+A saga that has settled is let go when ``SETTLED_KEPT`` others have settled after it. Should a record for it come later
+still (an effect that is found long after the outcome), it is *revived*: noted with the offset of its last record, to be
+folded anew in another pass, which keeps each of these sagas only up to that record.
+
+That a saga was let go is remembered in a Bloom filter of bounded size. It may take a new saga for one that was let go;
+that one is then folded in the second pass like those that were.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
+
+from choreo.broker.port import Message, TopicPartition
+from choreo.contract.saga import Saga
+from choreo.core import Entry, SagaState, fold, refuse
+from choreo.core.fold import Folded
+from choreo.saga_log.intake import Contracts, Refused, Unheld, contract_of, read_entry
+
+SETTLED_KEPT = 2_000
+PROBLEMS_KEPT = 1_000
+
+FILTER_BYTES_MAX = 16 * 1_048_576
+_RECORDS_PER_SAGA = 4  # a guess from below: the filter may be too large, not too small
+_BITS_PER_SAGA = 16
+_PROBES = 4
+
+
+class Problem(NamedTuple):
+    """A message that could not be folded, and the key it has."""
+
+    tp: TopicPartition
+    offset: int
+    at_ms: int
+    key: bytes | None
+    why: Refused | Unheld
+
+
+class Folding(NamedTuple):
+    """A record that was folded, for those who watch."""
+
+    message: Message
+    entry: Entry
+    contract: Saga
+    before: SagaState
+    folded: Folded
+
+
+class Window:
+    """The sagas of one partition that are in memory while it is read once.
+
+    Attributes:
+        problems: the first ``PROBLEMS_KEPT`` messages that were not folded: no records, or of a contract that is not
+            registered (then one for each saga, whose later records are passed over).
+        problems_total: how many there were.
+        revived: sagas that got a record after they were let go → offset of the last one.
+    """
+
+    def __init__(
+        self,
+        saga: str,
+        contracts: Contracts,
+        *,
+        records_max: int,
+        only: Mapping[str, int] | None = None,
+        watch: Callable[[Folding], None] | None = None,
+    ) -> None:
+        """Begin before the partition's first record.
+
+        Args:
+            records_max: how many records it can have.
+            only: fold these sagas alone, each up to its offset; of all others nothing is decoded.
+            watch: told of every record that is folded.
+        """
+        self.problems: list[Problem] = []
+        self.problems_total = 0
+        self.revived: dict[str, int] = {}
+        self._saga = saga
+        self._contracts = contracts
+        self._only = None if only is None else {saga_id.encode(): offset for saga_id, offset in only.items()}
+        self._watch = watch
+        self._states: dict[str, SagaState] = {}
+        self._settled: OrderedDict[str, None] = OrderedDict()
+        self._ended: list[SagaState] = []
+        self._let_go = BloomFilter(records_max // _RECORDS_PER_SAGA)
+        self._waiting: set[str] = set()
+
+    def take(self, messages: Iterable[Message]) -> None:
+        """Fold the next messages."""
+        only = self._only
+        for message in messages:
+            if only is None:
+                self._take(message)
+            elif message.key is not None and (last := only.get(message.key)) is not None:
+                self._take(message)
+                if message.offset >= last and (state := self._states.pop(message.key.decode(), None)) is not None:
+                    self._ended.append(state)
+
+    def let_go(self) -> list[SagaState]:
+        """The sagas that settled long enough ago, or have reached the offset up to which they were wanted."""
+        out, self._ended = self._ended, []
+        while len(self._settled) > SETTLED_KEPT:
+            saga_id, _ = self._settled.popitem(last=False)
+            self._let_go.add(saga_id)
+            out.append(self._states.pop(saga_id))
+        return out
+
+    def rest(self) -> Collection[SagaState]:
+        """All others, after the last message."""
+        return self._states.values()
+
+    def _take(self, message: Message) -> None:
+        entry = read_entry(message, self._saga)
+        if isinstance(entry, Refused):
+            self._refuse(message, entry)
+            return
+        saga_id = entry.record.saga_id
+        state = self._states.get(saga_id)
+        if state is None:
+            if saga_id in self._waiting:
+                return
+            if saga_id in self._let_go:
+                self.revived[saga_id] = message.offset
+                return
+            state = SagaState(saga_id)
+        contract = contract_of(self._contracts, state, entry.record)
+        if not isinstance(contract, Saga):
+            if isinstance(contract, Unheld):
+                self._wait(state)
+            self._refuse(message, contract)
+            return
+        folded = fold(contract, state, entry)
+        if self._watch is not None:
+            self._watch(Folding(message, entry, contract, state, folded))
+        self._states[saga_id] = folded.state
+        if self._only is None:
+            self._keep_or_settle(folded.state)
+
+    def _keep_or_settle(self, state: SagaState) -> None:
+        if state.is_settled:
+            self._settled[state.saga_id] = None
+            self._settled.move_to_end(state.saga_id)
+        elif self._settled:
+            self._settled.pop(state.saga_id, None)
+
+    def _wait(self, state: SagaState) -> None:
+        """Nothing more can be folded for this saga."""
+        self._waiting.add(state.saga_id)
+        if self._states.pop(state.saga_id, None) is not None:
+            self._settled.pop(state.saga_id, None)
+            self._ended.append(state)
+
+    def _refuse(self, message: Message, why: Refused | Unheld) -> None:
+        self.problems_total += 1
+        if len(self.problems) < PROBLEMS_KEPT:
+            self.problems.append(Problem(message.tp, message.offset, message.timestamp_ms, message.key, why))
+        saga_id = (message.key or b"").decode("utf-8", "replace")
+        if isinstance(why, Refused) and saga_id not in self._waiting:
+            if (state := self._states.get(saga_id)) is not None:
+                self._states[saga_id] = refuse(state, message.offset, message.timestamp_ms)
+            elif saga_id in self._let_go:
+                self.revived[saga_id] = message.offset
+
+
+class BloomFilter:
+    """A set of texts that may say yes where it should say no, never the other way round (Bloom, CACM, 1970).
+
+    With 16 bits for each text and 4 probes about one answer in 400 is wrong; where the size is at its bound, more are.
+    Two halves of one hash make all probes (Kirsch and Mitzenmacher, ESA, 2006).
+    """
+
+    def __init__(self, texts_max: int) -> None:
+        size = min(max(texts_max * _BITS_PER_SAGA // 8, 1_024), FILTER_BYTES_MAX)
+        self._bits = bytearray(size)
+        self._modulus = size * 8
+
+    def add(self, text: str) -> None:
+        for at in self._probes(text):
+            self._bits[at >> 3] |= 1 << (at & 7)
+
+    def __contains__(self, text: str) -> bool:
+        return all(self._bits[at >> 3] & (1 << (at & 7)) for at in self._probes(text))
+
+    def _probes(self, text: str) -> list[int]:
+        mixed = hash(text)
+        step = (mixed >> 32) | 1
+        return [(mixed + probe * step) % self._modulus for probe in range(_PROBES)]

@@ -12,6 +12,7 @@
     await explain(broker, "order", saga_id, registry=registry, now_ms=now)   # Explanation: why it is where it is
 
     await verify(broker, "order", registry=registry, now_ms=now)             # Verified: is the whole log sound
+    await what_if(broker, candidate, registry=registry, now_ms=now)          # WhatIf: sagas under another contract
 
 All results are msgspec structs, so that ``msgspec.json.encode`` serves a command line and an HTTP API alike. Nothing
 here writes to a log, joins a group or changes a store. Errors are ``SagaNotFound``, ``TopicError``,
@@ -19,7 +20,7 @@ here writes to a log, joins a group or changes a store. Errors are ``SagaNotFoun
 
 ``history``, ``moments``, ``preview``, ``explain`` are these questions; ``waiting`` looks at consumer groups;
 ``decisions`` knows which records are the saga-log's own. ``verify`` reads a topic, ``judge`` judges its records,
-``findings`` are what comes out.
+``findings`` are what comes out; ``what_if`` folds twice.
 """
 
 from choreo.audit.explain import DeadLetter, Explanation, Reason, explain
@@ -30,10 +31,12 @@ from choreo.audit.preview import CancelPreview, Kept, Undoing, preview_cancel
 from choreo.audit.trail import Fact, Trail, read_trail
 from choreo.audit.verify import Verified, verify
 from choreo.audit.waiting import Waited
+from choreo.audit.what_if import Consequence, WhatIf, what_if
 
 __all__ = [
     "CancelPreview",
     "Change",
+    "Consequence",
     "DeadLetter",
     "Difference",
     "Explanation",
@@ -50,6 +53,7 @@ __all__ = [
     "Undoing",
     "Verified",
     "Waited",
+    "WhatIf",
     "difference",
     "explain",
     "history",
@@ -58,4 +62,5 @@ __all__ = [
     "read_trail",
     "state_at",
     "verify",
+    "what_if",
 ]

@@ -14,6 +14,7 @@ from choreo.messages.records import (
     SagaStuck,
     StartRefused,
     StepRecord,
+    StepSkipped,
 )
 
 
@@ -49,6 +50,8 @@ def decision_said(state: SagaState, record: Record) -> Decision | None:
     match record:
         case Execute():
             return Decision("execute", record.step, saga_round)
+        case StepSkipped():
+            return Decision("skip", record.step, saga_round)
         case Compensate():
             return Decision("settle" if record.settle else "compensate", record.step, saga_round, record.generation)
         case SagaStuck():

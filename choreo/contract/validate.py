@@ -144,6 +144,8 @@ def _place_problems(saga: Saga, step: StepSpec, place: Value) -> list[str]:
             problems.append(f"{where}: path has {segment!r}; a key is a text, a position in a list a number")
         elif segment == "" or (isinstance(segment, str) and len(segment) > CONDITION_TEXT_MAX):
             problems.append(f"{where}: path has a key of {len(segment)} letters; 1 to {CONDITION_TEXT_MAX} are allowed")
+        elif isinstance(segment, str) and not _is_unicode(segment):
+            problems.append(f"{where}: path has a key that is no valid Unicode")
         elif isinstance(segment, int) and not 0 <= segment <= CONDITION_NUMBER_MAX:
             problems.append(f"{where}: path has the position {segment}; count from 0")
     return problems
@@ -157,7 +159,7 @@ def _constant(where: str, value: Scalar) -> list[str]:
             return [
                 f"{where}: it compares with a text of {len(value)} letters; at most {CONDITION_TEXT_MAX} are allowed"
             ]
-        return []
+        return [] if _is_unicode(value) else [f"{where}: it compares with a text that is no valid Unicode"]
     if isinstance(value, int | float):
         if not -CONDITION_NUMBER_MAX <= value <= CONDITION_NUMBER_MAX:  # not a number fails this, too
             return [f"{where}: it compares with {value}, which is no number between -2**53 and 2**53"]
@@ -168,6 +170,11 @@ def _constant(where: str, value: Scalar) -> list[str]:
             "written as they are in JSON"
         )
     ]
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written: half of a surrogate pair cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _saga_problems(saga: Saga) -> list[str]:

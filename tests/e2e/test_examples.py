@@ -94,6 +94,24 @@ def test_user_sign_up_sends_one_mail_and_leaves_nothing_of_a_failed_one(tmp_path
     ]
 
 
+def test_conditional_steps_run_where_they_are_wanted(tmp_path: Path) -> None:
+    said = said_by("conditional_steps", tmp_path)
+    assert any("when score.risk >= 0.5 or input.amount > 1000" in line for line in said)
+    assert said[-11:] == [
+        "ada orders a kite for 30:",
+        "shipped, without review, wrap",
+        "ada orders a yacht as a gift for 30000:",
+        "shipped, without leaving out anything",
+        "bob orders a kite as a gift for 30:",
+        "shipped, without leaving out anything",
+        "mallory orders a kite for 30:",
+        "not shipped: review refused",
+        "ada orders a piano for 900:",
+        "piano is back on the shelf",
+        "not shipped: ship too_heavy",
+    ]
+
+
 def test_many_replicas_share_the_work_and_survive_a_kill(tmp_path: Path) -> None:
     said = said_by("many_replicas", tmp_path)
     assert said[2].startswith("replica 1 killed")

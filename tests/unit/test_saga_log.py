@@ -17,7 +17,7 @@ from choreo.broker.memory import MemoryBroker
 from choreo.broker.port import TopicPartition
 from choreo.broker.registry import register
 from choreo.client import Client
-from choreo.contract import Saga, Step
+from choreo.contract import Saga, Step, when
 from choreo.core import Phase, SagaState
 from choreo.errors import BrokerUnavailable, ConfigurationError, StoreError
 from choreo.messages.headers import MSGPACK
@@ -35,6 +35,7 @@ from choreo.messages.records import (
     StepCompensated,
     StepFailed,
     StepRecord,
+    StepSkipped,
 )
 from choreo.observe.metrics import Metrics
 from choreo.saga_log import SagaLog
@@ -43,7 +44,7 @@ from choreo.store import Advance, Checkpoint, Query, Store, open_store
 from choreo.store.memory import MemoryStore
 from tests.unit.by_hand import DIAMOND, LINE, T0, FakeClock, Pen, a_broker, a_pen, messages_of
 
-BY_SAGA_LOG = (Execute, Compensate, RoundStarted, SagaStuck, SagaCompleted, SagaCompensated)
+BY_SAGA_LOG = (Execute, StepSkipped, Compensate, RoundStarted, SagaStuck, SagaCompleted, SagaCompensated)
 
 
 @asynccontextmanager
@@ -223,6 +224,20 @@ async def test_a_retry_starts_the_next_round_when_its_backoff_is_over() -> None:
         clock.ms += 2_000
         await until(lambda: log.states()["s"].round == 2)
         assert kinds(await quiet(pen, log)) == ["Compensate:a", "RoundStarted:", "Execute:a"]
+
+
+async def test_a_step_whose_condition_does_not_hold_is_skipped_by_a_record_and_counted_once() -> None:
+    contract = Saga("order", Step("a"), Step("b", when=when.effect("a", "count") > 0), Step("c"))
+    broker = await a_broker(contract)
+    pen = await a_pen(broker, contract)
+    metrics, store = Metrics(), MemoryStore()
+    async with running(broker, contract, store=store, metrics=metrics) as log:
+        await pen.start("s")
+        await pen.completed("s", "a")
+        assert kinds(await quiet(pen, log)) == ["StepSkipped:b", "Execute:c"]
+        assert value(metrics, "choreo_steps_skipped_total", saga="order", step="b") == 1
+    async with running(broker, contract, store=MemoryStore(), metrics=Metrics()) as log:
+        assert kinds(await quiet(pen, log)) == ["StepSkipped:b", "Execute:c"], "a rebuild says nothing again"
 
 
 async def test_a_compensation_that_fails_for_good_is_told_to_operators_who_can_retry(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from choreo.contract import Saga, Step
+from choreo.contract import Saga, Step, when
 from choreo.errors import SagaFailed
 from choreo.step import CompensationContext, Context, NothingToUndo, Reject, Service
 from choreo.testing import Ledger, LedgerViolation, Runner
@@ -15,11 +15,11 @@ from choreo.testing import Ledger, LedgerViolation, Runner
 LINE = Saga("line", Step("a", "undo_a"), Step("b", "undo_b"), Step("c"))
 
 
-def at(step: str, *, saga_round: int = 1, saga_id: str = "s", start: str = "0", saga: str = "line") -> Any:
+def at(step: str, *, saga_round: int = 1, saga_id: str = "s", start: str = "0", saga: str = "line", **more: Any) -> Any:
     """A context of a step or of its compensation, as far as a ledger looks at it."""
     key = f"{saga_id}/{start}/{step}/{saga_round}"
     return SimpleNamespace(
-        saga=saga, version=1, saga_id=saga_id, step=step, round=saga_round, idempotency_key=key, step_key=key
+        saga=saga, version=1, saga_id=saga_id, step=step, round=saga_round, idempotency_key=key, step_key=key, **more
     )
 
 
@@ -194,3 +194,11 @@ async def test_idempotent_handlers_pass() -> None:
             await runner.run(LINE, {}, id="s")
     ledger.check()
     assert ledger.story("s") == "+a +b -b -a"
+
+
+def test_what_a_step_builds_on_may_be_missing_if_it_was_skipped() -> None:
+    ledger = Ledger(Saga("line", Step("a"), Step("b", when=when.input("x")), Step("c")))
+    ledger.create(at("a"))
+    ledger.create(at("c", effects={}))
+    with pytest.raises(LedgerViolation, match="runs without what it builds on: a, b"):
+        ledger.create(at("c", saga_id="t", effects={"b": 1}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from choreo.contract import Saga, Step
+from choreo.contract import Saga, Step, when
 from choreo.core import Phase
 from choreo.errors import DefinitionError, SagaFailed
 from choreo.messages.records import SagaCompensated
@@ -22,6 +22,7 @@ from choreo.testing.spec import (
     execute,
     rejected,
     signalled,
+    skip,
     started,
     stuck,
     time_passes,
@@ -186,3 +187,10 @@ def test_a_step_can_wait_for_a_signal() -> None:
 def test_a_start_can_be_scheduled() -> None:
     given(ORDER, started(at="2h")).when(time_passes()).then(execute("reserve"))
     given(ORDER, started(at="2h")).when(cancelled()).then(COMPENSATED)
+
+
+def test_a_condition_is_asked_of_the_history() -> None:
+    saga = Saga("order", Step("pick"), Step("wrap", when=when.input("gift")), Step("ship"))
+    history = given(saga, started({"gift": False}))
+    history.when(completed("pick")).then(skip("wrap"), execute("ship"))
+    given(saga, started({"gift": True})).when(completed("pick")).then(execute("wrap"))

@@ -350,6 +350,10 @@ def settle(name: str, generation: int = 1, *, saga_round: int = 1) -> Decision:
     return Decision("settle", name, saga_round, generation)
 
 
+def skip(name: str, saga_round: int = 1) -> Decision:
+    return Decision("skip", name, saga_round)
+
+
 def compensate(name: str, generation: int = 1, *, saga_round: int = 1) -> Decision:
     return Decision("compensate", name, saga_round, generation)
 

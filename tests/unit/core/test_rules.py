@@ -7,6 +7,7 @@ from unittest.mock import ANY
 import msgspec
 import pytest
 
+from choreo.contract import when
 from choreo.contract.policy import NO_DUE_MS, CompensateOnFailure, RecoverFrom, Retries
 from choreo.core import Entry, Phase, fold, next_due_ms, timers
 from choreo.core.status import status_of
@@ -55,6 +56,7 @@ from tests.unit.core.spec import (
     round_started,
     saga,
     settle,
+    skip,
     started,
     step,
     stuck,
@@ -574,6 +576,54 @@ def test_rule_10_a_new_round_joins_what_stood_with_what_it_redid() -> None:
         "b": msgspec.Raw(b'"b1"'),
         "c": msgspec.Raw(b'"c2"'),
     }
+
+
+WRAPPED = saga(step("a"), step("b", when=when.effect("a") == "a2"), step("c"))
+"""``b`` runs in the second round alone."""
+
+
+def test_rule_10_a_step_whose_condition_does_not_hold_is_skipped_and_what_comes_after_it_is_executed() -> None:
+    history = given(WRAPPED, completed("a")).then(skip("b"), execute("c"))
+    record = history.sends(skip("b"))
+    assert (record.id, record.condition) == (f"{SAGA_ID}/{START}/b/1/skipped", 'a == "a2"')
+    assert history.sends(execute("c")).effects.keys() == {"a"}
+    done = history.when_sent().when(completed("c")).then(COMPLETE)
+    assert done.sends(COMPLETE).skipped == ("b",)
+    assert done.sends(COMPLETE).effects.keys() == {"a", "c"}
+
+
+def test_rule_10_a_condition_is_asked_again_in_the_round_that_passes_its_step() -> None:
+    history = given(WRAPPED, completed("a")).when_sent().when(failed("c")).then(compensate("a")).when_sent()
+    history = history.when(retry("a"), round_started()).then(execute("a", 2)).when_sent()
+    history = history.when(completed("a", saga_round=2)).then(execute("b", 2)).when_sent()
+    history = history.when(completed("b", saga_round=2)).then()
+    assert history.state.standing == {"a": 2, "b": 2}
+
+
+def test_rule_10_what_was_skipped_is_carried_over_with_what_it_builds_on() -> None:
+    history = given(WRAPPED, completed("a")).when_sent().when(failed("c", "unknown")).then(compensate("c")).when_sent()
+    history = history.when(retry("c"), round_started()).then(execute("c", 2))
+    assert history.state.standing == {"a": 1, "b": 1}
+
+
+def test_rule_10_a_condition_is_asked_before_a_signal_is_waited_for() -> None:
+    contract = saga(step("a"), step("b", when=when.input("order") == 8, await_signal="go"), step("c"))
+    given(contract, completed("a")).then(skip("b"), execute("c"))
+
+
+def test_rule_10_a_skip_that_no_prefix_implies_changes_nothing() -> None:
+    record = given(WRAPPED, completed("a")).sends(skip("b"))
+    given(WRAPPED).when(Said(lambda contract, state: record)).then_nothing("not_decided")
+    history = given(WRAPPED, completed("a")).when_sent()
+    history.when(Said(lambda contract, state: record)).then_nothing("duplicate")
+
+
+def test_rule_12_a_completion_of_a_skipped_step_is_undone_beside_the_saga() -> None:
+    history = given(WRAPPED, completed("a")).when_sent().when(completed("b"))
+    history = history.then(note="not_decided").when(completed("c")).then(compensate("b")).when_sent()
+    history = history.when(undone("b")).then(COMPLETE)
+    assert history.sends(COMPLETE).skipped == ("b",)
+    assert "b" not in history.sends(COMPLETE).effects
 
 
 # ---------------------------------------------------------------------------------------------- 11: generations

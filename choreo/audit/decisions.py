@@ -45,8 +45,10 @@ def decision_said(state: SagaState, record: Record) -> Decision | None:
     if not isinstance(record, StepRecord):
         return None
     saga_round = state.fold_round(record.start, record.round)
-    if saga_round is None:
-        return None
+    return None if saga_round is None else _about_step(record, saga_round)
+
+
+def _about_step(record: StepRecord, saga_round: int) -> Decision | None:
     match record:
         case Execute():
             return Decision("execute", record.step, saga_round)

@@ -15,44 +15,29 @@ from typing import Annotated, Literal
 import msgspec
 
 from choreo import ids
+from choreo.messages import values
+from choreo.messages.values import (
+    Counter,
+    Effects,
+    Millis,
+    Round,
+    RunId,
+    SagaId,
+    SagaName,
+    ScheduleMillis,
+    StartHash,
+    StepName,
+    Text,
+)
 
 RULES = 1
 """The version of the protocol rules (``core``) that a new saga is pinned to."""
 
-SagaId = Annotated[str, msgspec.Meta(pattern=ids.SAGA_ID_PATTERN, max_length=200)]
-SagaName = Annotated[str, msgspec.Meta(pattern=ids.SAGA_NAME_PATTERN)]
-StepName = Annotated[str, msgspec.Meta(pattern=ids.STEP_NAME_PATTERN)]
-StartHash = Annotated[str, msgspec.Meta(pattern=ids.START_HASH_PATTERN)]
-Counter = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
-Round = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-Millis = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-ScheduleMillis = Annotated[int, msgspec.Meta(ge=0, le=2**51)]  # a deadline added to it is still within ``Millis``
-RunId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-Text = Annotated[str, msgspec.Meta(max_length=4_096)]
-LongText = Annotated[str, msgspec.Meta(max_length=65_536)]
-Effects = dict[StepName, msgspec.Raw]
-
-FailureKind = Literal["rejected", "crashed", "timed_out", "cancelled"]
+FailureKind = values.FailureKind
 KnownEffect = Literal["none", "unknown"]
 Verdict = Literal["proceed", "retry", "continue", "abort"]
-
-
-class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Why something failed. Programs branch on ``kind`` and ``code``; the rest is for people.
-
-    Attributes:
-        kind: ``rejected`` by the handler's own decision; ``crashed`` with an exception; ``timed_out``; ``cancelled``.
-        code: a short word of the program's own ("card_declined"), or one of choreo's ("undecodable", "deadline").
-        message: what happened, in words.
-        exception_type: module and name of the exception's class.
-        traceback: as Python prints it, cut to its end if it is long.
-    """
-
-    kind: FailureKind
-    code: Text = ""
-    message: LongText = ""
-    exception_type: Text | None = None
-    traceback: LongText | None = None
+Failure = values.Failure
+Undone = values.Undone
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
@@ -402,21 +387,6 @@ class SagaStuck(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="
     @property
     def id(self) -> str:
         return f"{ids.compensate_id(self.instance, self.generation)}/stuck"
-
-
-class Undone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One compensation in an outcome's account.
-
-    Attributes:
-        step: the step's name in the contract.
-        round: of the step's effect.
-        how: ``undone``; ``nothing_to_undo`` said the service; ``no_compensation`` is defined, so it was skipped;
-            ``skipped`` or ``resolved`` by an operator.
-    """
-
-    step: StepName
-    round: Round
-    how: Literal["undone", "nothing_to_undo", "no_compensation", "skipped", "resolved"]
 
 
 class SagaCompleted(Record, frozen=True, kw_only=True, omit_defaults=True, tag="saga_completed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import hypothesis.strategies as st
@@ -191,11 +192,13 @@ def test_a_condition_reads_as_it_was_written() -> None:
 
 
 def test_a_condition_is_drawn_in_text_and_on_the_arrows_in_mermaid() -> None:
-    saga = Saga("order", Step("check"), Step("wrap", when=(when.input("colour") == '"<red>|'), pivot=False))
+    saga = Saga("order", Step("check"), Step("wrap", when=(when.input("colour") == '"<red>|')))
     assert drawn(saga).endswith('-> wrap   <- nothing to undo  when input.colour == "\\"<red>|", timeout 30s')
-    assert (
-        '    do_check -->|"when input.colour == #34;\\#34;#60;red#62;#124;#34;"| do_wrap' in mermaid(saga).splitlines()
-    )
+    [arrow] = [line for line in mermaid(saga).splitlines() if line.endswith("| do_wrap")]
+    label = arrow.removeprefix('    do_check -->|"').removesuffix('"| do_wrap')
+    assert not set('"<>|') & set(label), "nothing that ends a label or is taken for markup"
+    said = re.sub(r"#(\d+);", lambda number: chr(int(number[1])), label)
+    assert said == 'when input.colour == "\\"<red>|"'
     first = Saga("order", Step("wrap", when=when.input("gift")))
     assert '    saga_start -->|"when input.gift == true"| do_wrap' in mermaid(first).splitlines()
 
@@ -215,7 +218,7 @@ def test_a_conditional_step_is_triggered_by_no_event_but_what_comes_after_it_is(
     ],
 )
 def test_words_of_python_that_would_lose_half_of_a_condition_are_refused(wrong: Any) -> None:
-    with pytest.raises(DefinitionError, match="combine conditions by '&', '|' and '~'"):
+    with pytest.raises(DefinitionError, match=r"combine conditions by '&', '\|' and '~'"):
         wrong()
 
 
@@ -226,7 +229,7 @@ EACH_PROBLEM: list[tuple[Any, str]] = [
     (when.effect("c") == 1, "step 'c': when: it looks at its own effect, which is not there before it has run"),
     (
         when.effect("d") == 1,
-        "looks at the effect of 'd', which may not have run by then; let 'c' wait for it by 'after'",
+        "looks at the effect of 'd', which may not have run by then; let 'c' wait for it",
     ),
     (when.effect("bb") == 1, "looks at the effect of 'bb', which is no step; did you mean 'b'?"),
     (when.effect("zzz") == 1, "looks at the effect of 'zzz', which is no step; steps before it: a, b"),
@@ -267,7 +270,7 @@ def test_all_problems_of_all_conditions_are_in_one_error() -> None:
 
 
 def test_a_path_that_is_neither_text_nor_tuple_is_refused_where_it_is_written() -> None:
-    with pytest.raises(DefinitionError, match="path 3 is neither a text such as 'address.country' nor a tuple"):
+    with pytest.raises(DefinitionError, match="path 3 is neither a text such as"):
         when.input(3)  # type: ignore[arg-type]
 
 

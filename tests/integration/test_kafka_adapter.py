@@ -8,6 +8,7 @@ import struct
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Iterable
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.codec import gzip_encode
 from aiokafka.errors import NotLeaderForPartitionError, OutOfOrderSequenceNumber
 from aiokafka.partitioner import murmur2 as aiokafkas_murmur2
+from aiokafka.protocol.fetch import FetchRequest, FetchResponse_v11
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
@@ -24,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from choreo.broker.kafka import KafkaBroker, Quarantined, internals
+from choreo.broker.kafka.fetch_codec import FetchResponse, LeanFetch
 from choreo.broker.kafka.partitioner import murmur2
 from choreo.broker.kafka.salvage import Salvage, salvage
 from choreo.broker.kafka.settings import KafkaSettings
@@ -685,3 +688,37 @@ def test_a_partition_that_lags_at_one_place_has_stalled_and_one_that_moves_has_n
 def test_the_log_is_asked_for_its_ends_a_few_times_per_timeout() -> None:
     watch = StallWatch(10.0, now=0.0)
     assert [second for second in range(12) if watch.due(float(second))] == [2, 4, 6, 8, 10]
+
+
+FETCHED = [
+    ("choreo.order", [(0, 0, 7, 7, 0, [], -1, b"records"), (3, 0, 9, 8, 2, [(4_001, 5), (4_002, 6)], -1, b"")]),
+    ("choreo.ordér", [(1, 6, -1, -1, -1, None, -1, None)]),
+]
+
+
+def test_a_fetch_is_written_as_the_client_library_writes_it() -> None:
+    request = FetchRequest(250, 1, 52_428_800, 1, [("choreo.order", [(0, 7, 1_048_576), (3, 2**40, 1_048_576)])])
+    lean = LeanFetch(request).prepare({1: (4, 17)})
+    usual = request.prepare({1: (4, 17)})
+    assert usual.API_VERSION == lean.API_VERSION == 11
+    assert lean.encode() == usual.encode()
+    assert lean.build_request_header(7, "choreo").encode() == usual.build_request_header(7, "choreo").encode()
+
+
+def test_an_old_broker_is_asked_in_its_own_version() -> None:
+    assert LeanFetch(FetchRequest(250, 1, 1, 1, [])).prepare({1: (0, 4)}).API_VERSION == 4
+
+
+def test_what_was_fetched_is_read_as_the_client_library_reads_it() -> None:
+    data = struct.pack(">i", 7) + FetchResponse_v11(0, 0, 0, FETCHED).encode()
+    usual, lean = BytesIO(data), BytesIO(data)
+    assert LeanFetch(FetchRequest(0, 0, 0, 0, [])).parse_response_header(lean).correlation_id == 7
+    usual.read(4)
+    assert FetchResponse.decode(lean).topics == FetchResponse_v11.decode(usual).topics == FETCHED
+
+
+@pytest.mark.parametrize("cut", [1, 8, 20, 60])
+def test_a_response_that_ends_too_early_is_an_error(cut: int) -> None:
+    data = FetchResponse_v11(0, 0, 0, FETCHED).encode()
+    with pytest.raises((struct.error, IndexError, UnicodeDecodeError)):
+        FetchResponse.decode(BytesIO(data[:-cut]))

@@ -20,7 +20,7 @@ from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from choreo.broker.kafka import internals
 from choreo.broker.kafka.errors import REBALANCED, translated, translating
-from choreo.broker.kafka.fetching import Fetching, Quarantine
+from choreo.broker.kafka.fetching import FETCH_WAIT_MS, Fetching, Quarantine
 from choreo.broker.kafka.partitioner import Partitioner
 from choreo.broker.kafka.settings import KafkaSettings
 from choreo.broker.kafka.stalls import StallWatch
@@ -36,7 +36,6 @@ from choreo.errors import BrokerError, BrokerUnavailable, CommitRefused
 log = logging.getLogger(__name__)
 
 STOP_S = 5.0
-FETCH_WAIT_MS = 250  # a partition that is sought or resumed waits until the fetch under way is answered
 END_OFFSETS_S = 5.0
 REPLACE_BACKOFF_S_BASE = 0.5
 REPLACE_BACKOFF_S_MAX = 30.0
@@ -368,6 +367,7 @@ async def started(kafka: AIOKafkaConsumer, timeout_s: float) -> None:
     try:
         async with asyncio.timeout(timeout_s):
             await kafka.start()
+        internals.fetch_lean(kafka)
     except BaseException:
         await stopped(kafka, STOP_S)
         raise

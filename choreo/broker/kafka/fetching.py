@@ -34,6 +34,15 @@ from choreo.messages.headers import MISPLACED
 
 log = logging.getLogger(__name__)
 
+FETCH_WAIT_MS = 250  # a partition that is sought or resumed waits until the fetch under way is answered
+
+# A record that comes alone is fetched at once. When many come, the broker gathers them for a moment: a fetch costs
+# both sides more than some dozen records do, and who fetches without a pause fetches two hundred times a second.
+BUSY_RECORDS = 12
+BUSY_WAIT_MS = 4
+BUSY_BYTES_MIN = 131_072
+BUSY_FOR_S = 0.03  # unless many come again
+
 POLL_SLACK_S = 0.05  # aiokafka's own timeout comes first, so that a quiet poll leaves no task behind
 
 # What parsing raises: aiokafka's word for a wrong checksum, and Python's for bytes that are no text (ValueError is the
@@ -70,6 +79,7 @@ class Fetching:
         self._moved: set[KafkaTopicPartition] = set()
         self._paused: set[KafkaTopicPartition] = set()
         self._fetch: asyncio.Task[Batches] | None = None
+        self._idle: asyncio.TimerHandle | None = None  # ends the gathering
 
     async def poll(self, timeout_s: float, records_max: int) -> list[Message]:
         """The next records.
@@ -147,6 +157,8 @@ class Fetching:
 
     async def close(self) -> None:
         """Forget the fetch in flight; the consumer is stopped by now, or will be."""
+        if self._idle is not None:
+            self._idle.cancel()
         if self._fetch is not None:
             self._fetch.cancel()
             await asyncio.wait({self._fetch})
@@ -164,6 +176,7 @@ class Fetching:
             raise
         else:
             self._moved.clear()
+            self._pace(sum(map(len, fetched.values())))
             return {tp: [message_of(record) for record in records] for tp, records in fetched.items()}
         await self._go_back()
         try:
@@ -171,6 +184,22 @@ class Fetching:
         except KafkaError:
             await self._go_back()
             raise
+
+    def _pace(self, records: int) -> None:
+        """Now, before the fetcher sends its next request."""
+        if records >= BUSY_RECORDS:
+            if self._idle is None:
+                internals.pace(self._kafka, BUSY_BYTES_MIN, BUSY_WAIT_MS)
+            else:
+                self._idle.cancel()
+            self._idle = asyncio.get_running_loop().call_later(BUSY_FOR_S, self._end_gathering)
+        elif self._idle is not None:
+            self._idle.cancel()
+            self._end_gathering()
+
+    def _end_gathering(self) -> None:
+        self._idle = None
+        internals.pace(self._kafka, 1, FETCH_WAIT_MS)
 
     async def _go_back(self) -> None:
         """To what was delivered: the call that failed may have moved positions beyond it."""

@@ -26,6 +26,7 @@ from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
+from choreo.broker.kafka.fetch_codec import LeanClient
 from choreo.broker.port import Headers
 
 UNKNOWN_OFFSET = -1
@@ -69,6 +70,17 @@ def position(kafka: AIOKafkaConsumer, tp: KafkaTopicPartition) -> int | None:
         return None
     state = subscription.assignment.state_value(tp)
     return None if state is None or not state.has_valid_position else int(state.position)
+
+
+def fetch_lean(kafka: AIOKafkaConsumer) -> None:
+    """Let the fetcher's requests be written, and the responses read, by ``fetch_codec``: it has no public way in."""
+    kafka._fetcher._client = LeanClient(kafka._fetcher._client)  # noqa: SLF001
+
+
+def pace(kafka: AIOKafkaConsumer, bytes_min: int, wait_ms: int) -> None:
+    """From the next request on, let the broker gather so many bytes for so long. In public this is set once for all."""
+    kafka._fetcher._fetch_min_bytes = bytes_min  # noqa: SLF001
+    kafka._fetcher._fetch_max_wait_ms = wait_ms  # noqa: SLF001
 
 
 async def fetch_raw(

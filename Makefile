@@ -13,10 +13,15 @@ COMPILE := $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no
 
 BROKER ?=
 SEEDS ?= 10000
+SAGAS ?= 500
+KILLS ?= 20
+SECONDS ?= 60
+NODES ?= 1
+SEED ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo check lint test simulate mutants semantics bench kafka schemas lock clean
+.PHONY: help setup setup-dev demo check lint test simulate mutants chaos fuzz semantics bench kafka schemas lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -45,6 +50,9 @@ simulate: setup-dev  ## many seeds of the simulation: everything goes wrong, in 
 
 mutants: setup-dev  ## break the code on purpose, in every way that is listed: each has to be found out
 	$(RUN) -m tests.mutants --report build/mutants.json
+
+chaos: setup-dev  ## kill, freeze, scale, cut off real processes over a real Kafka (SAGAS KILLS SECONDS NODES SEED)
+	$(RUN) -m tests.chaos --sagas $(SAGAS) --kills $(KILLS) --seconds $(SECONDS) --nodes $(NODES) $(if $(SEED),--seed $(SEED))
 
 semantics: setup-dev  ## the table of what choreo means, run
 	$(RUN) -m tests.semantics

@@ -179,9 +179,13 @@ class Processes:
         process.kill()
         process.wait()
 
-    def stop(self) -> None:
-        """Ask all to end (SIGTERM), wait, and end by force who does not."""
-        running, self._running = self._running, {}
+    def alive(self, name: str) -> bool:
+        """Whether a process that was started, and not killed or stopped, still runs."""
+        return name in self._running and self._running[name].poll() is None
+
+    def stop(self, *names: str) -> None:
+        """Ask these, or all, to end (SIGTERM), wait, and end by force who does not."""
+        running = {name: self._running.pop(name) for name in names or tuple(self._running)}
         for process in running.values():
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()

@@ -223,8 +223,11 @@ class Service:
             raise DefinitionError(subject, tuple(problems))
         self._tracers.append(tracer)
 
-    def hosted(self) -> Mapping[tuple[str, int, str], Hosted]:
+    def hosted(self, *, has_database: bool = False) -> Mapping[tuple[str, int, str], Hosted]:
         """All steps that it runs, by saga, version and step; none for a service that only has outcome hooks.
+
+        Args:
+            has_database: somebody else than an inbox gives handlers the database.
 
         Raises:
             DefinitionError: a handler is missing; the message lists all of them.
@@ -249,7 +252,7 @@ class Service:
                 f"handler {bound.name!r} of step {step!r} asks for the database in {', '.join(bound.unfilled)}, but "
                 "the service has no inbox; say Service(…, inbox=Inbox(engine)), or give the parameter a default"
                 for bound in (handler, compensation)
-                if bound is not None and bound.unfilled and self.inbox is None
+                if bound is not None and bound.unfilled and self.inbox is None and not has_database
             ]
             hosted[key] = Hosted(contract, contract[step], handler, compensation)
         if not hosted and not problems and not self._outcome_hooks:

@@ -98,7 +98,7 @@ class Runner:
             for service in services
         }
         self._contracts = _contracts_of(services)
-        problems = [] if allow_missing_steps else _missing_steps(services, self._contracts)
+        problems = [] if allow_missing_steps else _missing_steps(tuple(self._services.values()), self._contracts)
         if problems:
             raise DefinitionError("the set of services", tuple(problems))
         self._random = Random(f"{seed}/runner")  # noqa: S311  # to be repeated, not to be secret

@@ -8,15 +8,13 @@ turns: a connection does one thing at a time. What a ``Session`` commits is its 
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
-import types
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-from choreo.errors import ConfigurationError, DefinitionError
+from choreo.errors import DefinitionError
+from choreo.inbox.source import Source
 from choreo.step import Service
 from choreo.step.context import BaseContext
 from choreo.step.handler import Handler
@@ -35,32 +33,8 @@ class Transactions:
     """
 
     def __init__(self, source: Any) -> None:
-        try:
-            import sqlalchemy.orm
-            from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
-        except ImportError as error:
-            raise ConfigurationError("transaction= needs SQLAlchemy: pip install 'choreo-sagas[sqlalchemy]'") from error
-        sync_kinds = (sqlalchemy.Connection, sqlalchemy.orm.Session)
-        async_kinds = (sqlalchemy_asyncio.AsyncConnection, sqlalchemy_asyncio.AsyncSession)
-        self._engine: Any = source
-        self._make_session: Callable[..., Any] = source
-        match source:
-            case sqlalchemy.Engine():
-                self.is_async, self._make_session = False, sqlalchemy.orm.Session
-            case sqlalchemy.orm.sessionmaker():
-                self.is_async, self._engine = False, source.kw.get("bind")
-            case sqlalchemy_asyncio.AsyncEngine():
-                self.is_async, self._make_session = True, sqlalchemy_asyncio.AsyncSession
-            case sqlalchemy_asyncio.async_sessionmaker():
-                self.is_async, self._engine = True, source.kw.get("bind")
-            case _:
-                raise ConfigurationError(
-                    f"transaction={source!r} is no SQLAlchemy Engine, sessionmaker, AsyncEngine or async_sessionmaker"
-                )
-        if self._engine is None:
-            raise ConfigurationError("the session factory is bound to no engine; make it with bind=…")
-        self._kinds: tuple[type, type] = async_kinds if self.is_async else sync_kinds
-        self._foreign: tuple[type, type] = sync_kinds if self.is_async else async_kinds
+        self._source = Source(source, "transaction=")
+        self.is_async = self._source.is_async
         self._clock: VirtualClock | None = None
         self._open: dict[str, _Transaction] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
@@ -82,7 +56,7 @@ class Transactions:
                 handler=self._bound(each.handler, problems),
                 compensation=None if each.compensation is None else self._bound(each.compensation, problems),
             )
-            for key, each in service.hosted().items()
+            for key, each in service.hosted(has_database=True).items()
         }
         if problems:
             raise DefinitionError(f"service {service.name!r}", tuple(problems))
@@ -109,31 +83,26 @@ class Transactions:
             await self.ended(saga_id)
 
     def _bound(self, handler: Handler, problems: list[str]) -> Handler:
-        hints = _hints_of(handler.function)
-        wanted: dict[str, bool] = {}
-        for name in inspect.signature(handler.function).parameters:
-            for kind in _types_in(hints.get(name)):
-                if issubclass(kind, self._kinds):
-                    wanted[name] = issubclass(kind, self._kinds[1])
-                elif issubclass(kind, self._foreign):
-                    problems.append(
-                        f"handler {handler.name!r}: parameter {name!r} is annotated {kind.__name__}, "
-                        f"but the transaction's engine is {'async' if self.is_async else 'sync'}"
-                    )
-        return _TransactionalHandler(handler, wanted, self) if wanted else handler
+        problems += [
+            f"handler {handler.name!r}: parameter {name!r} is annotated {resource.name}, "
+            f"but the transaction's engine is {'async' if self.is_async else 'sync'}"
+            for name, resource in handler.resources
+            if resource.is_async != self.is_async
+        ]
+        return _TransactionalHandler(handler, self) if handler.resources else handler
 
     @asynccontextmanager
     async def attempt(self, saga_id: str) -> AsyncIterator[_Attempt]:
         """The saga's transaction for one attempt of a handler, in its turn."""
         transaction = self._open.get(saga_id)
         if transaction is None:
-            transaction = self._open[saga_id] = _Transaction(self._engine, is_async=self.is_async)
+            transaction = self._open[saga_id] = _Transaction(self._source.engine, is_async=self.is_async)
         async with transaction.turn:
             outside: AbstractContextManager[None] = nullcontext()
             if self.is_async and self._clock is not None:
                 outside = self._clock.outside_work()
             with outside:
-                async with transaction.attempt(self._make_session) as attempt:
+                async with transaction.attempt(self._source.make_session) as attempt:
                     yield attempt
 
 
@@ -142,9 +111,10 @@ class _TransactionalService(Service):
 
     def __init__(self, service: Service, hosted: Mapping[tuple[str, int, str], Hosted]) -> None:
         vars(self).update(vars(service))
+        self.inbox = None  # the saga is one transaction, so there are none of single steps
         self._hosted = hosted
 
-    def hosted(self) -> Mapping[tuple[str, int, str], Hosted]:
+    def hosted(self, *, has_database: bool = True) -> Mapping[tuple[str, int, str], Hosted]:  # noqa: ARG002  # it has
         return self._hosted
 
 
@@ -155,20 +125,15 @@ class _TransactionalHandler(Handler):
     stays in the thread where it was made.
     """
 
-    __slots__ = ("_inner", "_transactions", "_wanted")
+    __slots__ = ("_inner", "_transactions")
 
-    def __init__(self, inner: Handler, wanted: Mapping[str, bool], transactions: Transactions) -> None:
-        """Wrap a handler.
-
-        Args:
-            wanted: the parameters to fill, and whether with a session.
-        """
+    def __init__(self, inner: Handler, transactions: Transactions) -> None:
         self.function = self._call
         self.name = inner.name
         self.is_async = True
         self.retried = inner.retried
         self._inner = inner
-        self._wanted = wanted
+        self.resources, self.unfilled = (), ()
         self._transactions = transactions
 
     def arguments(self, context: BaseContext[Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -177,8 +142,8 @@ class _TransactionalHandler(Handler):
 
     async def _call(self, saga_id: str, positional: list[Any], keywords: dict[str, Any]) -> Any:
         async with self._transactions.attempt(saga_id) as attempt:
-            for name, is_session in self._wanted.items():
-                keywords[name] = attempt.session() if is_session else attempt.connection
+            for name, resource in self._inner.resources:
+                keywords[name] = attempt.session() if resource.kind == "session" else attempt.connection
             result = self._inner.function(*positional, **keywords)
             return await result if self._inner.is_async else result
 
@@ -259,18 +224,3 @@ class _Transaction:
 
     async def _do(self, result: Any) -> Any:
         return await result if self._is_async else result
-
-
-def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    target = function
-    while isinstance(target, functools.partial):
-        target = target.func
-    if not (inspect.isfunction(target) or inspect.ismethod(target)):
-        target = type(target).__call__
-    return get_type_hints(target)  # it was resolved once already, when the handler was bound
-
-
-def _types_in(annotation: Any) -> tuple[type, ...]:
-    """The classes of an annotation: itself, or the members of a union (``Session | None``)."""
-    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return tuple(member for member in members if isinstance(member, type))

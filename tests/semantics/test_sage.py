@@ -764,8 +764,7 @@ async def test_s22_all_steps_are_one_transaction_which_a_failure_rolls_back(worl
     saga, service = Saga("play", *LINE), Service("orders")
 
     def handler(step: str) -> Any:
-        def handle(order: dict[str, Any], connection: sqlalchemy.Connection | None = None) -> None:
-            assert connection is not None
+        def handle(order: dict[str, Any], connection: sqlalchemy.Connection) -> None:
             connection.exec_driver_sql("INSERT INTO orders VALUES (?)", (step,))
             if step == order["fails_at"]:
                 raise Reject("no")

@@ -25,21 +25,23 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="write the sums to this file, as JSON, now and then and at the end")
     parser.add_argument("--seed", type=int, help="run this one alone")
     parser.add_argument("--trace", action="store_true", help="print all that happens")
+    parser.add_argument("--inbox", action="store_true", help="let the services have inboxes")
     asked = parser.parse_args()
     if asked.seed is not None:
-        result = simulate(asked.seed, sagas=asked.sagas, say=print if asked.trace else None)
+        result = simulate(asked.seed, sagas=asked.sagas, say=print if asked.trace else None, inbox=asked.inbox)
         if result.violations:
             print(f"\n{failure(result, asked.sagas)}")
         print(f"seed {asked.seed}: log {result.digest}, {len(result.violations)} violations")
         return 1 if result.violations else 0
-    return run_many(range(asked.first, asked.first + asked.seeds), asked.sagas, asked.jobs, asked.report)
+    seeds = range(asked.first, asked.first + asked.seeds)
+    return run_many(seeds, asked.sagas, asked.jobs, asked.report, inbox=asked.inbox)
 
 
-def run_many(seeds: range, sagas: int, jobs: int, report: Path | None) -> int:
+def run_many(seeds: range, sagas: int, jobs: int, report: Path | None, *, inbox: bool = False) -> int:
     """Run seeds in several processes, tell how it goes, and come to an exit status."""
     totals = Totals(sagas)
     began = told = time.monotonic()
-    for result in run(seeds, sagas, jobs):
+    for result in run(seeds, sagas, jobs, inbox=inbox):
         totals.add(result)
         if result.violations:
             print(f"\n{failure(result, sagas)}", flush=True)

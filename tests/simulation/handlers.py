@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from choreo.step import (
@@ -28,9 +29,20 @@ class HandlerFailed(Exception):  # noqa: N818  # whatever a handler may raise
     """The handler has crashed."""
 
 
-def bind(service: Service, shape: Shape, process: Process, judge: Judge) -> Service:
-    """Bind the handlers of a service's steps, for one life of a process."""
+def bind(
+    service: Service, shape: Shape, process: Process, judge: Judge, inside: Callable[[str], Any] = lambda _: None
+) -> Service:
+    """Bind the handlers of a service's steps, for one life of a process.
+
+    Args:
+        inside: handlers of a step that work in the transactions of its service's inbox, if they do.
+    """
     for step in shape.services[service.name]:
+        if (handlers_inside := inside(step)) is not None:
+            service.step(shape.contract, step)(handlers_inside.run)
+            if shape.contract[step].compensation is not None:
+                service.compensation(shape.contract, step)(handlers_inside.undo)
+            continue
         handlers = Handlers(process, judge)
         service.step(shape.contract, step)(handlers.run_in_thread if step in SYNC_STEPS else handlers.run)
         if shape.contract[step].compensation is not None:

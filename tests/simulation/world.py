@@ -13,7 +13,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from choreo.broker.memory import MemoryBroker
@@ -37,12 +39,15 @@ from choreo.testing.inline import InlineExecutor
 from tests.simulation import clockwork
 from tests.simulation.faults import PER_SECOND, Faults
 from tests.simulation.handlers import bind
+from tests.simulation.inboxes import InsideHandlers, add_faults, open_inbox
 from tests.simulation.judge import Judge
 from tests.simulation.process import Disk, FaultyBroker, FaultyStore, Log, Process, ProcessClock
 from tests.simulation.shapes import SHAPES
 
 QUIET_WITHIN_S = 900.0
 """Longest deadlines of the contracts, several times over."""
+
+MEMORY = Path("/dev/shm")  # where there is such a thing, files need no disk
 
 SESSION_TIMEOUT_MS = 6_000
 STORM_S = 8.0
@@ -73,6 +78,7 @@ class Result:
     repeated: int = 0
     given_up: int = 0
     weaker: Counter[str] = field(default_factory=Counter)
+    inbox: bool = False
 
 
 class _Keeper(NamedTuple):
@@ -85,17 +91,20 @@ class _Keeper(NamedTuple):
     resting_max: int
 
 
-def simulate(seed: int, *, sagas: int = 10, say: Callable[[str], None] | None = None) -> Result:
+def simulate(seed: int, *, sagas: int = 10, say: Callable[[str], None] | None = None, inbox: bool = False) -> Result:
     """Run the world of a seed.
 
     Args:
         sagas: how many are started, not counting second starts.
+        inbox: whether the services have inboxes.
         say: told what happens, line by line.
     """
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # the runtimes say a lot about faults
     try:
-        return clockwork.run(lambda clock: World(seed, sagas, clock, say).run())
+        with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as directory:
+            inboxes = Path(directory) if inbox else None
+            return clockwork.run(lambda clock: World(seed, sagas, clock, say, inboxes).run())
     finally:
         logging.disable(level)
 
@@ -103,7 +112,15 @@ def simulate(seed: int, *, sagas: int = 10, say: Callable[[str], None] | None = 
 class World:
     """One run."""
 
-    def __init__(self, seed: int, sagas: int, clock: VirtualClock, say: Callable[[str], None] | None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        sagas: int,
+        clock: VirtualClock,
+        say: Callable[[str], None] | None,
+        inboxes: Path | None = None,
+    ) -> None:
+        """Make the world of a seed. ``inboxes`` is where the services' databases are, if they have any."""
         self.random = Random(f"{seed}/world")
         self.faults = Faults(seed)
         self.clock = clock
@@ -127,6 +144,10 @@ class World:
         self._tasks: set[asyncio.Task[None]] = set()
         self._left_stuck: set[str] = set()
         self._names = itertools.count()
+        self._inboxes = inboxes
+        self._inside: frozenset[str] = frozenset()
+        if inboxes is not None:
+            self._draw_inside(Random(f"{seed}/inbox"))
         self._cast()
 
     def say(self, what: str) -> None:
@@ -172,6 +193,25 @@ class World:
         for number in range(self.random.choice((1, 2))):
             self._roles[f"saga-log-{number}"] = self._keep_saga_log(shared if is_shared else Disk())
 
+    def _draw_inside(self, random: Random) -> None:
+        """Which steps work in the transactions of their services' inboxes: mostly all."""
+        add_faults(self.faults, self._seed)
+        steps = [step.name for step in self.shape.contract.steps]
+        self._inside = frozenset(steps if random.random() < 0.7 else random.sample(steps, len(steps) // 2))
+        self.judge.is_strict = len(self._inside) == len(steps)
+
+    def _service(self, name: str, process: Process) -> Service:
+        """A service for one life of a process."""
+        inbox = None if self._inboxes is None else open_inbox(self._inboxes, name, process)
+        handlers = InsideHandlers(process, self.judge)
+        return bind(
+            Service(name, inbox=inbox),
+            self.shape,
+            process,
+            self.judge,
+            lambda step: handlers if step in self._inside else None,
+        )
+
     def _serve(self, service: str) -> Callable[[Process], Coroutine[Any, Any, None]]:
         options = Options(
             concurrency=self.random.choice((1, 4, 64)),
@@ -185,7 +225,7 @@ class World:
 
         async def run(process: Process) -> None:
             runtime = StepRuntime(
-                bind(Service(service), self.shape, process, self.judge),
+                self._service(service, process),
                 FaultyBroker(self.log, process, self.judge.committed),
                 clock=ProcessClock(process),
                 random=Random(f"{self._seed}/{process.name}"),
@@ -496,4 +536,5 @@ class World:
             len(judge.repeated - judge.contended),
             len(judge.given_up),
             judge.weaker,
+            self._inboxes is not None,
         )

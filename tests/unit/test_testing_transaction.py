@@ -54,8 +54,7 @@ def sync_service() -> Service:
     service = Service("orders")
 
     @service.step(ORDER, "a")
-    def a(ctx: Context, order: dict[str, Any], connection: Connection | None = None) -> None:
-        assert connection is not None
+    def a(ctx: Context, order: dict[str, Any], connection: Connection) -> None:
         connection.execute(INSERT, {"line": "a"})
 
     @service.step(ORDER, "b")
@@ -97,8 +96,7 @@ def async_service() -> Service:
         await connection.execute(INSERT, {"line": "a"})
 
     @service.step(ORDER, "b")
-    async def b(order: dict[str, Any], ctx: Context, session: AsyncSession | None = None) -> None:
-        assert session is not None
+    async def b(order: dict[str, Any], ctx: Context, session: AsyncSession) -> None:
         await session.execute(INSERT, {"line": f"b in attempt {ctx.attempt}"})
         if ctx.attempt == 1:
             raise ConnectionError("the line broke")

@@ -13,29 +13,36 @@
 
     await verify(broker, "order", registry=registry, now_ms=now)             # Verified: is the whole log sound
     await what_if(broker, candidate, registry=registry, now_ms=now)          # WhatIf: sagas under another contract
+    await seal(broker, "order", signer=signer)                               # publishes Checkpoints
+    proof = await prove(broker, "order", saga_id)                            # Proof: to be handed to somebody
+    check_proof(proof, public_key=key)                                       # ProofChecked, without the log
 
 All results are msgspec structs, so that ``msgspec.json.encode`` serves a command line and an HTTP API alike. Nothing
-here writes to a log, joins a group or changes a store. Errors are ``SagaNotFound``, ``TopicError``,
-``BrokerUnavailable``, and ``ConfigurationError`` for a moment that is none.
+here but ``seal`` writes to a log, and nothing joins a group or changes a store. Errors are ``SagaNotFound``,
+``TopicError``, ``BrokerUnavailable``, and ``ConfigurationError`` for what a person has given and is wrong.
 
-``history``, ``moments``, ``preview``, ``explain`` are these questions; ``waiting`` looks at consumer groups;
-``decisions`` knows which records are the saga-log's own. ``verify`` reads a topic, ``judge`` judges its records,
-``findings`` are what comes out; ``what_if`` folds twice.
+``trail`` comes first; ``histories``, ``moments``, ``preview`` and ``explanation`` answer about one saga, with a look at
+consumer groups by ``waiting``. ``verification`` reads a topic, ``judge`` judges its records, ``decisions`` knows which
+are the saga-log's own, ``findings`` are what comes out. ``candidate`` folds everything twice. ``merkle``, ``segments``,
+``signing`` and ``proof`` make what was written hard to deny.
 """
 
-from choreo.audit.explain import DeadLetter, Explanation, Reason, explain
+from choreo.audit.candidate import Consequence, WhatIf, what_if
+from choreo.audit.explanation import DeadLetter, Explanation, Reason, explain
 from choreo.audit.findings import Fault, Notice
-from choreo.audit.history import History, HistoryLine, history
+from choreo.audit.histories import History, HistoryLine, history
 from choreo.audit.moments import Change, Difference, Moment, StateAt, difference, read_moment, state_at
 from choreo.audit.preview import CancelPreview, Kept, Undoing, preview_cancel
+from choreo.audit.proof import Proof, ProofChecked, check_proof, prove, read_proof
+from choreo.audit.segments import Checkpoint, read_checkpoints, seal
 from choreo.audit.trail import Fact, Trail, read_trail
-from choreo.audit.verify import Verified, verify
+from choreo.audit.verification import Verified, verify
 from choreo.audit.waiting import Waited
-from choreo.audit.what_if import Consequence, WhatIf, what_if
 
 __all__ = [
     "CancelPreview",
     "Change",
+    "Checkpoint",
     "Consequence",
     "DeadLetter",
     "Difference",
@@ -47,6 +54,8 @@ __all__ = [
     "Kept",
     "Moment",
     "Notice",
+    "Proof",
+    "ProofChecked",
     "Reason",
     "StateAt",
     "Trail",
@@ -54,12 +63,17 @@ __all__ = [
     "Verified",
     "Waited",
     "WhatIf",
+    "check_proof",
     "difference",
     "explain",
     "history",
     "preview_cancel",
+    "prove",
+    "read_checkpoints",
     "read_moment",
+    "read_proof",
     "read_trail",
+    "seal",
     "state_at",
     "verify",
     "what_if",

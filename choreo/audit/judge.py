@@ -68,7 +68,7 @@ class Judge:
         self._said: dict[str, dict[str, bytes]] = {}
         self._repeated: set[str] = set()
         self._startless: set[str] = set()
-        self._known: set[tuple[str, int, str]] = set()
+        self._known: set[tuple[str | int, ...]] = set()
         self._next = first
         self._at_ms = 0
 
@@ -86,6 +86,14 @@ class Judge:
     def unreadable(self, offset: int, saga_id: str, why: str) -> None:
         """A message could not be folded, because it is no record."""
         self._fault("unreadable", offset, saga_id, why)
+
+    def other_root(self, first: int, end: int) -> None:
+        """A sealed segment does not have the root that was published for it."""
+        self._fault("root_differs", first, "", f"offsets {first} to {end} are not what was sealed there")
+
+    def odd_checkpoint(self, offset: int, why: str) -> None:
+        """A record among the published checkpoints is none, or does not follow the one before it."""
+        self._fault("root_differs", -1, "", f"the checkpoint at offset {offset} of its topic does not count: {why}")
 
     def waits(self, offset: int, saga_id: str, why: str) -> None:
         """A saga cannot be folded from there on, because its contract is not registered."""
@@ -257,22 +265,21 @@ class Judge:
         self._fault("altered", each.entry.offset, each.entry.record.saga_id, text)
 
     def _fault(self, kind: FaultKind, offset: int, saga_id: str, text: str) -> None:
-        if self._is_new(kind, offset, saga_id):
+        if self._is_new(kind, offset, saga_id, text):
             self.faults_total[kind] += 1
             if len(self.faults) < KEPT:
                 fault = Fault(kind=kind, partition=self._tp.partition, offset=offset, saga_id=saga_id, text=text)
                 self.faults.append(fault)
 
     def _notice(self, kind: NoticeKind, offset: int, saga_id: str, text: str) -> None:
-        if self._is_new(kind, offset, saga_id):
+        if self._is_new(kind, offset, saga_id, text):
             self.notices_total[kind] += 1
             if len(self.notices) < KEPT:
                 notice = Notice(kind=kind, partition=self._tp.partition, offset=offset, saga_id=saga_id, text=text)
                 self.notices.append(notice)
 
-    def _is_new(self, kind: str, offset: int, saga_id: str) -> bool:
+    def _is_new(self, *found: str | int) -> bool:
         """Sagas that are folded in a second pass show the same again."""
-        found = (kind, offset, saga_id)
         if found in self._known:
             return False
         if len(self._known) < 10 * KEPT:

@@ -22,6 +22,11 @@ def is_saga_topic(topic: str) -> bool:
     return topic.startswith("choreo.") and topic != CONTRACTS_TOPIC and not topic.endswith(".dead-letters")
 
 
+def checkpoint_topic(saga_name: str) -> str:
+    """The topic for the hashes by which the saga topic is sealed; made when that is first asked for."""
+    return f"choreo.{saga_name}.checkpoints"
+
+
 def topic_specs(
     saga_name: str, *, partitions: int, retention_ms: int | None, replication_factor: int | None = None
 ) -> tuple[TopicSpec, ...]:

@@ -15,7 +15,7 @@ from choreo.cli.options import AsJson, BrokerUrl, SagaSpec, broker_url, write_js
 
 if TYPE_CHECKING:
     from choreo.audit import Difference, History, StateAt, Trail
-    from choreo.audit.verify import Verified
+    from choreo.audit.verification import Verified
     from choreo.broker import Broker
 
 T = TypeVar("T")
@@ -126,7 +126,7 @@ def verify(
         raise ConfigurationError(f"--patience: {error}") from error
 
     async def work(opened: Broker) -> bool:
-        from choreo.audit.verify import verify as verify_log
+        from choreo.audit.verification import verify as verify_log
         from choreo.broker.registry import Registry
         from choreo.cli.bar import progress_bar
         from choreo.cli.names import find_saga

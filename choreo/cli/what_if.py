@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from choreo.cli.options import AsJson, BrokerUrl, write_json
 
 if TYPE_CHECKING:
-    from choreo.audit.what_if import WhatIf
+    from choreo.audit.candidate import WhatIf
     from choreo.broker import Broker
 
 _SHOWN_MAX = 100
@@ -36,7 +36,7 @@ def what_if(
     from choreo.cli.exits import Exit
 
     async def work(opened: Broker) -> WhatIf:
-        from choreo.audit.what_if import what_if as compare
+        from choreo.audit.candidate import what_if as compare
         from choreo.broker.registry import Registry
         from choreo.cli.bar import progress_bar
         from choreo.cli.names import load

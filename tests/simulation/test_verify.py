@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from choreo.audit.verify import Verified, verify
+from choreo.audit.verification import Verified, verify
 from choreo.broker.memory import MemoryBroker
 from choreo.broker.registry import Registry
 from choreo.testing import VirtualClock

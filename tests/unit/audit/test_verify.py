@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from choreo.audit.findings import Fault
-from choreo.audit.verify import Verified, verify
+from choreo.audit.verification import Verified, verify
 from choreo.broker.port import Message
 from choreo.broker.registry import Registry
 from choreo.contract import Saga

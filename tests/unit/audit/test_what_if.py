@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from choreo.audit.what_if import WhatIf, what_if
+from choreo.audit.candidate import WhatIf, what_if
 from choreo.cli.app import run_command
 from choreo.cli.exits import Exit
 from choreo.contract import Saga, Step

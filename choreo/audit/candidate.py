@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from choreo.audit.history import decision_text
+from choreo.audit.histories import decision_text
 from choreo.audit.preview import preview_cancel
 from choreo.broker.port import Broker, TopicPartition
 from choreo.broker.registry import Registry

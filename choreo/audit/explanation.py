@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from choreo.audit.history import decision_text, why_not
+from choreo.audit.histories import decision_text, why_not
 from choreo.audit.trail import Trail, read_trail
 from choreo.audit.waiting import Waited, wait_of
 from choreo.broker.port import Broker, Message, TopicPartition

@@ -21,7 +21,7 @@ SEED ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo check lint test simulate mutants chaos fuzz semantics bench kafka schemas lock clean
+.PHONY: help setup setup-dev demo check lint test simulate mutants crash-points chaos fuzz semantics bench kafka schemas lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -53,6 +53,9 @@ mutants: setup-dev  ## break the code on purpose, in every way that is listed: e
 
 chaos: setup-dev  ## kill, freeze, scale, cut off real processes over a real Kafka (SAGAS KILLS SECONDS NODES SEED)
 	$(RUN) -m tests.chaos --sagas $(SAGAS) --kills $(KILLS) --seconds $(SECONDS) --nodes $(NODES) $(if $(SEED),--seed $(SEED))
+
+crash-points: setup-dev  ## kill services and saga-log at every point of small sagas, and at every two (hours on one core)
+	$(RUN) -m tests.crash_points --pairs --report build/crash-points.json
 
 semantics: setup-dev  ## the table of what choreo means, run
 	$(RUN) -m tests.semantics

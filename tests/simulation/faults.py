@@ -100,6 +100,13 @@ class Faults:
         self.active = True
         self.fired: Counter[str] = Counter()
 
+    @classmethod
+    def none(cls) -> Faults:
+        """A world in which nothing goes wrong by itself."""
+        faults = cls(0)
+        faults.rates.clear()
+        return faults
+
     def happens(self, kind: str) -> bool:
         """Whether it does now; counted if so."""
         rate = self.rates.get(kind)

@@ -23,7 +23,7 @@ from choreo.contract.policy import duration_text
 from choreo.contract.saga import Saga
 from choreo.core import Decision, SagaState, fold, next_due_ms
 from choreo.core.state import Key
-from choreo.saga_log.replay import Progress, batches, records
+from choreo.saga_log.replay import Progress, batches, end_of, records
 from choreo.saga_log.window import Folding, Window
 
 KEPT = 1_000
@@ -129,7 +129,7 @@ async def what_if(
         compare.ended(window.rest())
         for revived in batches(window.revived):
             again = Window(candidate.name, registry.get, records_max=0, only=revived, watch=compare.record)
-            async for messages in records(broker, tp, first, min(end, max(revived.values()) + 1)):
+            async for messages in records(broker, tp, first, end_of(revived)):
                 again.take(messages)
                 compare.ended(again.let_go())
     return compare.outcome(read)

@@ -19,7 +19,7 @@ from choreo.broker.registry import Registry
 from choreo.broker.topics import saga_topic
 from choreo.core import SagaState
 from choreo.saga_log.intake import Refused
-from choreo.saga_log.replay import Progress, batches, records
+from choreo.saga_log.replay import Progress, batches, end_of, records
 from choreo.saga_log.window import Window
 
 PATIENCE_MS = 60_000
@@ -155,7 +155,7 @@ class _Verifying:
             again = Window(self._saga, self._registry.get, records_max=0, only=revived, watch=judge.record)
             for saga_id in revived:
                 judge.forget(saga_id)
-            async for messages in records(self._broker, self._tp, first, min(end, max(revived.values()) + 1)):
+            async for messages in records(self._broker, self._tp, first, end_of(revived)):
                 again.take(messages)
                 self._end(again.let_go())
 

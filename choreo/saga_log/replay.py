@@ -16,7 +16,7 @@ from choreo.broker.topics import saga_topic
 from choreo.contract.saga import Saga
 from choreo.core import Decision, Entry, SagaState
 from choreo.core.state import Note
-from choreo.saga_log.window import PROBLEMS_KEPT, Folding, Problem, Window
+from choreo.saga_log.window import PROBLEMS_KEPT, Folding, Problem, Revived, Window
 
 REVIVED_AT_ONCE = 20_000  # sagas of one further pass
 
@@ -153,7 +153,7 @@ class Replay:
             self._saga,
             self._registry.get,
             records_max=end - first,
-            only=None if self._saga_id is None else {self._saga_id: _FOR_EVER},
+            only=None if self._saga_id is None else {self._saga_id: Revived(0, _FOR_EVER)},
             watch=None if self._saga_id is None else remember,
         )
         async for messages in records(self._broker, tp, first, end):
@@ -169,15 +169,20 @@ class Replay:
         self.problems_total += window.problems_total
         for revived in batches(window.revived):
             again = Window(self._saga, self._registry.get, records_max=end - first, only=revived)
-            async for messages in records(self._broker, tp, first, min(end, max(revived.values()) + 1)):
+            async for messages in records(self._broker, tp, first, end_of(revived)):
                 again.take(messages)
                 for state in again.let_go():
                     yield Replayed(state, ())
 
 
-def batches(revived: Mapping[str, int]) -> Iterator[dict[str, int]]:
+def end_of(revived: Mapping[str, Revived]) -> int:
+    """How far a further pass has to read."""
+    return max(each.last for each in revived.values()) + 1
+
+
+def batches(revived: Mapping[str, Revived]) -> Iterator[dict[str, Revived]]:
     """The sagas of each further pass, those that are folded to an early end together."""
-    by_end = sorted(revived.items(), key=lambda item: item[1])
+    by_end = sorted(revived.items(), key=lambda item: item[1].last)
     for first in range(0, len(by_end), REVIVED_AT_ONCE):
         yield dict(by_end[first : first + REVIVED_AT_ONCE])
 

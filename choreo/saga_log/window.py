@@ -49,6 +49,13 @@ class Folding(NamedTuple):
     folded: Folded
 
 
+class Revived(NamedTuple):
+    """A saga that got records after it was let go: the offsets of the first and of the last of them."""
+
+    first: int
+    last: int
+
+
 class Window:
     """The sagas of one partition that are in memory while it is read once.
 
@@ -56,7 +63,7 @@ class Window:
         problems: the first ``PROBLEMS_KEPT`` messages that were not folded: no records, or of a contract that is not
             registered (then one for each saga, whose later records are passed over).
         problems_total: how many there were.
-        revived: sagas that got a record after they were let go → offset of the last one.
+        revived: sagas that got a record after they were let go.
     """
 
     def __init__(
@@ -65,22 +72,22 @@ class Window:
         contracts: Contracts,
         *,
         records_max: int,
-        only: Mapping[str, int] | None = None,
+        only: Mapping[str, Revived] | None = None,
         watch: Callable[[Folding], None] | None = None,
     ) -> None:
         """Begin before the partition's first record.
 
         Args:
             records_max: how many records it can have.
-            only: fold these sagas alone, each up to its offset; of all others nothing is decoded.
+            only: fold these sagas alone, each up to its last offset; of all others nothing is decoded.
             watch: told of every record that is folded.
         """
         self.problems: list[Problem] = []
         self.problems_total = 0
-        self.revived: dict[str, int] = {}
+        self.revived: dict[str, Revived] = {}
         self._saga = saga
         self._contracts = contracts
-        self._only = None if only is None else {saga_id.encode(): offset for saga_id, offset in only.items()}
+        self._only = None if only is None else {saga_id.encode(): each for saga_id, each in only.items()}
         self._watch = watch
         self._states: dict[str, SagaState] = {}
         self._settled: OrderedDict[str, None] = OrderedDict()
@@ -94,9 +101,12 @@ class Window:
         for message in messages:
             if only is None:
                 self._take(message)
-            elif message.key is not None and (last := only.get(message.key)) is not None:
+            elif message.key is not None and (wanted := only.get(message.key)) is not None:
                 self._take(message)
-                if message.offset >= last and (state := self._states.pop(message.key.decode(), None)) is not None:
+                if (
+                    message.offset >= wanted.last
+                    and (state := self._states.pop(message.key.decode(), None)) is not None
+                ):
                     self._ended.append(state)
 
     def let_go(self) -> list[SagaState]:
@@ -123,7 +133,7 @@ class Window:
             if saga_id in self._waiting:
                 return
             if saga_id in self._let_go:
-                self.revived[saga_id] = message.offset
+                self._revive(saga_id, message.offset)
                 return
             state = SagaState(saga_id)
         contract = contract_of(self._contracts, state, entry.record)
@@ -146,6 +156,10 @@ class Window:
         elif self._settled:
             self._settled.pop(state.saga_id, None)
 
+    def _revive(self, saga_id: str, offset: int) -> None:
+        known = self.revived.get(saga_id)
+        self.revived[saga_id] = Revived(offset if known is None else known.first, offset)
+
     def _wait(self, state: SagaState) -> None:
         """Nothing more can be folded for this saga."""
         self._waiting.add(state.saga_id)
@@ -162,7 +176,7 @@ class Window:
             if (state := self._states.get(saga_id)) is not None:
                 self._states[saga_id] = refuse(state, message.offset, message.timestamp_ms)
             elif saga_id in self._let_go:
-                self.revived[saga_id] = message.offset
+                self._revive(saga_id, message.offset)
 
 
 class BloomFilter:

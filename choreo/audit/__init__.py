@@ -16,6 +16,7 @@
     await seal(broker, "order", signer=signer)                               # publishes Checkpoints
     proof = await prove(broker, "order", saga_id)                            # Proof: to be handed to somebody
     check_proof(proof, public_key=key)                                       # ProofChecked, without the log
+    async for batch in exported(broker, "order", registry=registry): ...     # rows, for a writer of tables or ocel
 
 All results are msgspec structs, so that ``msgspec.json.encode`` serves a command line and an HTTP API alike. Nothing
 here but ``seal`` writes to a log, and nothing joins a group or changes a store. Errors are ``SagaNotFound``,
@@ -23,8 +24,9 @@ here but ``seal`` writes to a log, and nothing joins a group or changes a store.
 
 ``trail`` comes first; ``histories``, ``moments``, ``preview`` and ``explanation`` answer about one saga, with a look at
 consumer groups by ``waiting``. ``verification`` reads a topic, ``judge`` judges its records, ``decisions`` knows which
-are the saga-log's own, ``findings`` are what comes out. ``candidate`` folds everything twice. ``merkle``, ``segments``,
-``signing`` and ``proof`` make what was written hard to deny.
+are the saga-log's own, ``findings`` are what comes out. ``candidate`` folds everything twice. ``rows`` flattens,
+``tables`` and ``ocel`` write files. ``merkle``, ``segments``, ``signing`` and ``proof`` make what was written hard to
+deny.
 """
 
 from choreo.audit.candidate import Consequence, WhatIf, what_if
@@ -34,6 +36,7 @@ from choreo.audit.histories import History, HistoryLine, history
 from choreo.audit.moments import Change, Difference, Moment, StateAt, difference, read_moment, state_at
 from choreo.audit.preview import CancelPreview, Kept, Undoing, preview_cancel
 from choreo.audit.proof import Proof, ProofChecked, check_proof, prove, read_proof
+from choreo.audit.rows import Exported, Row, exported
 from choreo.audit.segments import Checkpoint, read_checkpoints, seal
 from choreo.audit.trail import Fact, Trail, read_trail
 from choreo.audit.verification import Verified, verify
@@ -47,6 +50,7 @@ __all__ = [
     "DeadLetter",
     "Difference",
     "Explanation",
+    "Exported",
     "Fact",
     "Fault",
     "History",
@@ -57,6 +61,7 @@ __all__ = [
     "Proof",
     "ProofChecked",
     "Reason",
+    "Row",
     "StateAt",
     "Trail",
     "Undoing",
@@ -66,6 +71,7 @@ __all__ = [
     "check_proof",
     "difference",
     "explain",
+    "exported",
     "history",
     "preview_cancel",
     "prove",

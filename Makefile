@@ -17,6 +17,7 @@ SAGAS ?= 500
 KILLS ?= 20
 SECONDS ?= 60
 NODES ?= 1
+RECORDS ?= 10000
 SEED ?=
 PYTEST_ARGS ?=
 
@@ -56,6 +57,9 @@ chaos: setup-dev  ## kill, freeze, scale, cut off real processes over a real Kaf
 
 crash-points: setup-dev  ## kill services and saga-log at every point of small sagas, and at every two (hours on one core)
 	$(RUN) -m tests.crash_points --pairs --report build/crash-points.json
+
+fuzz: setup-dev  ## malformed records among sagas that run (RECORDS=10000, BROKER=kafka for a Kafka of its own)
+	$(RUN) -m tests.fuzz --records $(RECORDS) $(if $(BROKER),--broker $(BROKER)) $(if $(SEED),--seed $(SEED))
 
 semantics: setup-dev  ## the table of what choreo means, run
 	$(RUN) -m tests.semantics

@@ -103,9 +103,10 @@ class Faults:
         return True
 
     async def _lose_answers(self) -> bool:
-        proxy = self._rng.choice(self._cluster.proxies)
-        lost = proxy.answers_lost
-        await proxy.lose_answers(self._rng.uniform(*ANSWERS_LOST_S))
+        async with self._broker_busy:  # a broker that is down has no answers to lose
+            proxy = self._rng.choice(self._cluster.proxies)
+            lost = proxy.answers_lost
+            await proxy.lose_answers(self._rng.uniform(*ANSWERS_LOST_S))
         return proxy.answers_lost > lost
 
     async def _kill_broker(self) -> bool:

@@ -22,7 +22,8 @@ SEED ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo check lint test simulate mutants crash-points chaos fuzz semantics bench kafka schemas lock clean
+.PHONY: help setup setup-dev demo check lint test simulate mutants crash-points chaos fuzz semantics bench kafka kustomize \
+	schemas lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -69,6 +70,9 @@ bench: setup-dev  ## measure choreo beside the limits of its wire, over a local 
 
 kafka:  ## run a local Kafka in the foreground (needs Java 17 and Maven, no containers)
 	$(PYTHON) deploy/kafka/local_kafka.py run
+
+kustomize:  ## build kustomize, which puts the Kubernetes manifests together (needs Go)
+	GOBIN=$(CURDIR)/.choreo/tools go install sigs.k8s.io/kustomize/kustomize/v5@v5.7.1
 
 schemas: setup  ## write the JSON Schemas of all records
 	$(RUN) -m schemas.generate

@@ -16,15 +16,34 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs
 
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.protocol.admin import CreateAclsRequest, CreateAclsRequest_v1
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
+from choreo.access import Principal
 from deploy.kafka.local_kafka import LocalKafka, free_port
 from tests.certificates import Authority
 
 AUDIENCE = "kafka"
 ISSUER = "https://id.test"
 SESSION = "session_timeout_ms=6000&heartbeat_interval_ms=250"
+
+
+# Kafka's protocol, KIP-140: numbers of resources, operations, patterns and permissions.
+RESOURCES = {"topic": 2, "group": 3}
+OPERATIONS = {"Read": 3, "Write": 4, "Create": 5, "Describe": 8, "DescribeConfigs": 10}
+LITERAL, ALLOW = 3, 3
+
+
+class CreateAcls(CreateAclsRequest):
+    """Many at once."""
+
+    def __init__(self, creations: list[tuple[object, ...]]) -> None:
+        self.creations = creations
+
+    def build(self, request_struct_class: type[CreateAclsRequest_v1]) -> CreateAclsRequest_v1:
+        return request_struct_class(self.creations)
 
 
 class SecureKafka:
@@ -73,6 +92,30 @@ class SecureKafka:
         secret = self.authority.ca_file.with_name(f"{user}.password")
         secret.write_text(password_of(user) + "\n")
         return self.sasl_url(f"sasl=scram-sha-512&username={user}&password_file={secret}")
+
+    async def allow(self, principals: Sequence[Principal]) -> None:
+        """Put these rights into force, each for the user ``choreo-`` and its role."""
+        creations: list[tuple[object, ...]] = [
+            (
+                RESOURCES[grant.resource],
+                grant.name,
+                LITERAL,
+                f"User:choreo-{one.role}",
+                "*",
+                OPERATIONS[operation],
+                ALLOW,
+            )
+            for one in principals
+            for grant in one.grants
+            for operation in grant.operations
+        ]
+        admin = AIOKafkaAdminClient(bootstrap_servers=f"127.0.0.1:{self.kafka.port}")
+        await admin.start()
+        try:
+            response = await admin._send_request(CreateAcls(creations))
+            assert {code for code, _ in response.creation_responses} == {0}
+        finally:
+            await admin.close()
 
     def __enter__(self) -> SecureKafka:
         self.kafka.start()

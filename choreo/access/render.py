@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import msgspec
 
-from choreo.access.grants import Grant, Principal
+from choreo.access.grants import Principal
+from choreo.access.strimzi import strimzi_users
 from choreo.errors import ConfigurationError
-
-STRIMZI_API = "kafka.strimzi.io/v1"
 
 
 def render(principals: Sequence[Principal], form: str, *, users: Mapping[str, str], cluster: str = "kafka") -> str:
@@ -68,33 +65,7 @@ def _kafka_acls(named: Named, cluster: str) -> str:
 
 
 def _strimzi(named: Named, cluster: str) -> str:
-    import yaml
-
-    users = [
-        {
-            "apiVersion": STRIMZI_API,
-            "kind": "KafkaUser",
-            "metadata": {"name": _resource_name(user), "labels": {"strimzi.io/cluster": cluster}},
-            "spec": {
-                "authentication": {"type": "scram-sha-512"},
-                "authorization": {"type": "simple", "acls": [_strimzi_acl(grant) for grant in principal.grants]},
-            },
-        }
-        for user, principal in named
-    ]
-    return str(yaml.safe_dump_all(users, sort_keys=False, explicit_start=True))
-
-
-def _strimzi_acl(grant: Grant) -> dict[str, Any]:
-    return {
-        "resource": {"type": grant.resource, "name": grant.name, "patternType": "literal"},
-        "operations": list(grant.operations),
-    }
-
-
-def _resource_name(user: str) -> str:
-    """A user as Kubernetes may call it; with SCRAM that is its name for Kafka as well."""
-    return re.sub(r"[^a-z0-9.-]+", "-", user.lower()).strip("-.")
+    return strimzi_users(named, cluster)
 
 
 def _json(named: Named, cluster: str) -> str:

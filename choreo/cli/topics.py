@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -19,6 +20,11 @@ def topics(
     partitions: Partitions = None,
     retention: Annotated[str, Parameter(help="How long records are kept; longer than any saga may take.")] = "7d",
     replication: Annotated[int | None, Parameter(help="Copies of each partition; the cluster's default.")] = None,
+    form: Annotated[
+        Literal["text", "strimzi"],
+        Parameter(name="--format", help="For people, or KafkaTopic resources of Strimzi."),
+    ] = "text",
+    cluster: Annotated[str, Parameter(help="The Kafka cluster's name, for Strimzi.")] = "kafka",
     as_json: AsJson = False,
 ) -> int:
     """List the topics of sagas, or create and verify them.
@@ -70,6 +76,11 @@ def topics(
             replication_factor=replication,
         )
     }
+    if form == "strimzi":
+        from choreo.access.strimzi import strimzi_topics
+
+        sys.stdout.write(strimzi_topics(specs.values(), cluster))
+        return 0
     for spec in specs.values():
         if as_json:
             write_json(spec)

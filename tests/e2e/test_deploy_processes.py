@@ -26,7 +26,7 @@ pytestmark = pytest.mark.e2e
 def on_this_machine(environment: dict[str, Any], kafka_url: str, directory: Path) -> dict[str, str]:
     """A container's environment, with the broker and the volume of this machine in place of the container's."""
     return {
-        name: str(value).replace("/data/", f"{directory}/").replace("kafka://kafka:9092", kafka_url)
+        name: str(value).replace("/data/", f"{directory}/").replace("kafka://kafka:9092?security=plaintext", kafka_url)
         for name, value in environment.items()
     }
 

@@ -10,11 +10,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.protocol.admin import CreateAclsRequest, CreateAclsRequest_v1
 
 from choreo import Reject, Saga, SagaFailed, Step
-from choreo.access import Principal, principals, render
+from choreo.access import Principal, principals
 from choreo.broker import open_broker
 from choreo.broker.port import Broker, TopicPartition, TopicSpec
 from choreo.broker.registry import ensure_saga_topics, register
@@ -34,11 +32,6 @@ OTHER = Saga("other", Step("alone"))
 DEAD = "choreo.trip.dead-letters"
 QUICK = Options(poll_timeout_s=0.05, commit_interval_s=0.05)
 ROLES = ("bootstrap", "client", "hotels", "flights", "saga-log", "operator", "audit")
-
-# Kafka's protocol, KIP-140: numbers of resources, operations, patterns and permissions.
-RESOURCES = {"topic": 2, "group": 3}
-OPERATIONS = {"Read": 3, "Write": 4, "Create": 5, "Describe": 8, "DescribeConfigs": 10}
-LITERAL, ALLOW = 3, 3
 
 hotels, flights = Service("hotels"), Service("flights")
 
@@ -83,31 +76,8 @@ def allowed(secure: SecureKafka) -> None:
     asyncio.run(allow(secure))
 
 
-class CreateAcls(CreateAclsRequest):
-    """Many at once."""
-
-    def __init__(self, creations: list[tuple[object, ...]]) -> None:
-        self.creations = creations
-
-    def build(self, request_struct_class: type[CreateAclsRequest_v1]) -> CreateAclsRequest_v1:
-        return request_struct_class(self.creations)
-
-
 async def allow(secure: SecureKafka) -> None:
-    told = [msgspec.json.decode(line) for line in render(parts(), "json", users={}).splitlines()]
-    creations = [
-        (RESOURCES[grant["resource"]], grant["name"], LITERAL, one["principal"], "*", OPERATIONS[operation], ALLOW)
-        for one in told
-        for grant in one["grants"]
-        for operation in grant["operations"]
-    ]
-    admin = AIOKafkaAdminClient(bootstrap_servers=f"127.0.0.1:{secure.kafka.port}")
-    await admin.start()
-    try:
-        response = await admin._send_request(CreateAcls(creations))
-        assert {code for code, _ in response.creation_responses} == {0}
-    finally:
-        await admin.close()
+    await secure.allow(parts())
     broker = await open_broker(secure.kafka.url)
     try:
         await ensure_saga_topics(broker, [OTHER], partitions=1)

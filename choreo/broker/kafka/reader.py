@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
-from choreo.broker.kafka.consumer import END_OFFSETS_S, HOPELESS, STOP_S, Offsets, new_consumer, started, stopped
+from choreo.broker.kafka.consumer import END_OFFSETS_S, HOPELESS, Offsets, new_consumer, started, stopped
 from choreo.broker.kafka.errors import translated
 from choreo.broker.kafka.fetching import Fetching, Quarantine
 from choreo.broker.kafka.partitioner import Partitioner
@@ -21,6 +21,8 @@ from choreo.broker.port import Message, TopicPartition
 from choreo.errors import BrokerError
 
 log = logging.getLogger(__name__)
+
+STOP_S = 1.0  # it is in no group, so that nobody waits for its good-bye
 
 
 class KafkaReader:

@@ -78,7 +78,7 @@ schemas: setup  ## write the JSON Schemas of all records
 	$(RUN) -m schemas.generate
 
 lock: setup-dev  ## resolve the newest packages that pyproject.toml allows
-	$(COMPILE) --upgrade pyproject.toml --output-file requirements/runtime.lock
+	$(COMPILE) --upgrade pyproject.toml --extra sqlalchemy --output-file requirements/runtime.lock
 	$(COMPILE) --upgrade pyproject.toml --group dev --constraint requirements/runtime.lock \
 		--output-file requirements/dev.lock
 

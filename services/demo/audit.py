@@ -95,15 +95,16 @@ def read_databases(directory: Path) -> Databases:
         if not file.exists():
             continue
         with closing(sqlite3.connect(file, timeout=30)) as db:
+            there = {table for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             for step, (database, table) in EFFECTS.items():
-                if database == name:
+                if database == name and table in there:
                     found = db.execute(f"SELECT saga_id, key, state FROM {table} ORDER BY id")  # noqa: S608 -- of ours
                     rows += [Row(step, *row) for row in found]
-            if name == "inventory":
+            if name == "inventory" and "stock" in there:
                 stock = {item: (delivered, on_hand) for item, delivered, on_hand in db.execute("SELECT * FROM stock")}
                 standing = "SELECT item, sum(quantity) FROM reservations WHERE state = 'standing' GROUP BY item"
                 reserved = dict(db.execute(standing))
-            if name == "notification":
+            if name == "notification" and "mails" in there:
                 mails = dict(db.execute("SELECT saga_id, count(*) FROM mails GROUP BY saga_id"))
     return Databases(rows, stock, reserved, mails)
 

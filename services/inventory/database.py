@@ -1,106 +1,57 @@
 """The warehouse: how much of each item is there, and for whom it was put aside.
 
-A reservation's key is the idempotency key of the step that made it. It is made once, however often the step is
-delivered, and undone once, however often the compensation is. Its state only moves on:
-
-    (no row) ──reserve──▶ standing ──release──▶ undone
-    (no row) ──release──▶ barred                          a tombstone: the step may still come, and is refused
+Nothing here guards against a second delivery, or a compensation that comes first: that is the inbox's, whose row
+commits together with what is done here.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
-import threading
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy import CheckConstraint, Column, Connection, Integer, MetaData, String, Table, create_engine, event, func
+from sqlalchemy.pool import QueuePool
+
+from choreo.inbox import Inbox
 
 DELIVERED = {"teapot": 100_000, "kettle": 10_000, "unobtainium": 0}
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS stock (
-    item TEXT PRIMARY KEY,
-    delivered INTEGER NOT NULL,
-    on_hand INTEGER NOT NULL CHECK (on_hand >= 0)
-) STRICT;
-CREATE TABLE IF NOT EXISTS reservations (
-    id INTEGER PRIMARY KEY,
-    key TEXT NOT NULL UNIQUE,
-    saga_id TEXT NOT NULL,
-    item TEXT NOT NULL,
-    quantity INTEGER NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('standing', 'undone', 'barred')),
-    created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-    undone_at TEXT
-) STRICT;
-"""
+metadata = MetaData()
+stock = Table(
+    "stock",
+    metadata,
+    Column("item", String, primary_key=True),
+    Column("delivered", Integer, nullable=False),
+    Column("on_hand", Integer, CheckConstraint("on_hand >= 0"), nullable=False),
+)
+reservations = Table(
+    "reservations",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("saga_id", String, nullable=False),
+    Column("key", String, nullable=False, index=True),  # of the step that made it
+    Column("item", String, nullable=False),
+    Column("quantity", Integer, nullable=False),
+    Column("state", String, CheckConstraint("state IN ('standing', 'undone')"), nullable=False, default="standing"),
+    Column("created_at", String, nullable=False, server_default=func.current_timestamp()),
+)
 
 
-class OutOfStock(Exception):  # noqa: N818 -- reads as the failure's code does
-    """There is less on hand than was ordered."""
+@event.listens_for(stock, "after_create")
+def _take_delivery(_: Any, connection: Connection, **__: Any) -> None:
+    rows = [{"item": item, "delivered": count, "on_hand": count} for item, count in DELIVERED.items()]
+    connection.execute(stock.insert(), rows)
 
 
-class Compensated(Exception):  # noqa: N818 -- says what has happened
-    """The step was undone before it came; doing it now would leave an effect that nobody undoes."""
+def _connect() -> sqlite3.Connection:
+    path = Path(os.environ.get("INVENTORY_DATABASE", ".choreo/inventory.db"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    return connection
 
 
-class Warehouse:
-    """The service's own database. May be used from several threads and processes."""
-
-    def __init__(self, path: str | Path) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.Lock()  # one connection, so one transaction at a time
-        self._connection = sqlite3.connect(path, timeout=30, isolation_level="IMMEDIATE", check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.executescript(SCHEMA)
-        with self._connection as db:
-            db.executemany(
-                "INSERT INTO stock (item, delivered, on_hand) VALUES (?1, ?2, ?2) ON CONFLICT DO NOTHING",
-                DELIVERED.items(),
-            )
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def reserve(self, key: str, saga_id: str, item: str, quantity: int) -> int:
-        """Put items aside and give the reservation's number; the same key again gives the same number.
-
-        Raises:
-            OutOfStock: there are too few; nothing was changed.
-            Compensated: the key has been released already.
-        """
-        with self._lock, self._connection as db:
-            made = db.execute(
-                "INSERT INTO reservations (key, saga_id, item, quantity, state) VALUES (?, ?, ?, ?, 'standing')"
-                " ON CONFLICT (key) DO NOTHING",
-                (key, saga_id, item, quantity),
-            ).rowcount
-            number, state = db.execute("SELECT id, state FROM reservations WHERE key = ?", (key,)).fetchone()
-            if state != "standing":
-                raise Compensated(f"the reservation was released before: it is {state}")
-            if made:
-                taken = db.execute(
-                    "UPDATE stock SET on_hand = on_hand - ?1 WHERE item = ?2 AND on_hand >= ?1", (quantity, item)
-                ).rowcount
-                if not taken:
-                    raise OutOfStock(f"fewer than {quantity} of {item!r} are in stock")
-            return int(number)
-
-    def release(self, key: str, saga_id: str) -> bool:
-        """Put a reservation's items back, once. Returns whether there was a reservation."""
-        with self._lock, self._connection as db:
-            # Where nothing stands, the step may have been cut off half-way or may still be on its way to us. The
-            # tombstone bars it: a step that came after its own compensation would stand for ever.
-            db.execute(
-                "INSERT INTO reservations (key, saga_id, item, quantity, state) VALUES (?, ?, '', 0, 'barred')"
-                " ON CONFLICT (key) DO NOTHING",
-                (key, saga_id),
-            )
-            undone = db.execute(
-                "UPDATE reservations SET state = 'undone', undone_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
-                " WHERE key = ? AND state = 'standing' RETURNING item, quantity",
-                (key,),
-            ).fetchone()
-            if undone is not None:
-                item, quantity = undone
-                db.execute("UPDATE stock SET on_hand = on_hand + ? WHERE item = ?", (quantity, item))
-            (state,) = db.execute("SELECT state FROM reservations WHERE key = ?", (key,)).fetchone()
-            return bool(state == "undone")
+engine = create_engine("sqlite://", creator=_connect, poolclass=QueuePool)  # connects when the first order needs it
+inbox = Inbox(engine, metadata=metadata, create_tables=True)

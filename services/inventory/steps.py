@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from functools import cache
+from sqlalchemy import Connection, insert, update
 
-from choreo.step import CompensationContext, Context, NothingToUndo, Reject, Service
-from services.inventory.database import Compensated, OutOfStock, Warehouse
+from choreo.step import CompensationContext, Context, Reject, Service
+from services.inventory.database import inbox, reservations, stock
 from services.order import ORDER, OrderInput, Reservation
 
-service = Service("inventory")
-
-
-_open = cache(Warehouse)
-_opening = threading.Lock()
-
-
-def warehouse() -> Warehouse:
-    """The database, opened when the first order needs it: importing a service touches nothing."""
-    with _opening:  # handlers run in several threads
-        return _open(os.environ.get("INVENTORY_DATABASE", ".choreo/inventory.db"))
+service = Service("inventory", inbox=inbox)
 
 
 @service.step(ORDER, "reserve_stock")
-def reserve_stock(order: OrderInput, ctx: Context) -> Reservation:
+def reserve_stock(order: OrderInput, ctx: Context, connection: Connection) -> Reservation:
     """Put the items aside. Out of stock is a decision, not a crash: no retry would bring more."""
-    try:
-        number = warehouse().reserve(ctx.idempotency_key, ctx.saga_id, order.item, order.quantity)
-    except OutOfStock as error:
-        raise Reject(str(error), code="out_of_stock") from error
-    except Compensated as error:
-        raise Reject(str(error), code="compensated") from error
+    taken = connection.execute(
+        update(stock)
+        .where(stock.c.item == order.item, stock.c.on_hand >= order.quantity)
+        .values(on_hand=stock.c.on_hand - order.quantity)
+    ).rowcount
+    if not taken:
+        raise Reject(f"fewer than {order.quantity} of {order.item!r} are in stock", code="out_of_stock")
+    made = insert(reservations).values(
+        saga_id=ctx.saga_id, key=ctx.idempotency_key, item=order.item, quantity=order.quantity
+    )
+    number = connection.execute(made.returning(reservations.c.id)).scalar_one()
     return Reservation(reservation=f"R-{number:06}", item=order.item, quantity=order.quantity)
 
 
 @service.compensation(ORDER, "reserve_stock")
-def release_stock(ctx: CompensationContext) -> NothingToUndo | None:
-    """Put the items back on the shelf."""
-    return None if warehouse().release(ctx.step_key, ctx.saga_id) else NothingToUndo()
+def release_stock(ctx: CompensationContext, connection: Connection) -> None:
+    """Put the items back on the shelf. Called once, and only if they were put aside."""
+    order = ctx.input_as(OrderInput)
+    connection.execute(update(reservations).where(reservations.c.key == ctx.step_key).values(state="undone"))
+    connection.execute(update(stock).where(stock.c.item == order.item).values(on_hand=stock.c.on_hand + order.quantity))

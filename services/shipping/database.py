@@ -1,84 +1,40 @@
-"""The dispatch book: carriers booked, and parcels handed over.
-
-A row's key is the idempotency key of the step that made it, so a second delivery finds the first one's row. States
-only move on: ``standing`` to ``undone``; or, where the compensation comes first, ``barred``, a tombstone that refuses
-the late step.
-"""
+"""Parcels that were handed over, in the service's own database, where its inbox is too."""
 
 from __future__ import annotations
 
+import os
 import sqlite3
-import threading
 from pathlib import Path
-from typing import Literal
 
-Table = Literal["bookings", "parcels"]
+from sqlalchemy import CheckConstraint, Column, Integer, MetaData, String, Table, create_engine, func
+from sqlalchemy.pool import QueuePool
 
-SCHEMA = "".join(
-    f"""
-CREATE TABLE IF NOT EXISTS {table} (
-    id INTEGER PRIMARY KEY,
-    key TEXT NOT NULL UNIQUE,
-    saga_id TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('standing', 'undone', 'barred')),
-    created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-    undone_at TEXT
-) STRICT;
-"""
-    for table in ("bookings", "parcels")
+from choreo.inbox import Inbox
+
+metadata = MetaData()
+parcels = Table(
+    "parcels",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("saga_id", String, nullable=False),
+    Column("key", String, nullable=False, index=True),  # of the step that handed it over
+    Column("state", String, CheckConstraint("state IN ('standing', 'undone')"), nullable=False, default="standing"),
+    Column("created_at", String, nullable=False, server_default=func.current_timestamp()),
 )
 
 
-class Compensated(Exception):  # noqa: N818 -- says what has happened
-    """The step was undone before it came; doing it now would leave an effect that nobody undoes."""
+def database_path() -> Path:
+    """Where the database is; the directory is made if it is missing."""
+    path = Path(os.environ.get("SHIPPING_DATABASE", ".choreo/shipping.db"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
-class DispatchBook:
-    """The service's own database. May be used from several threads and processes."""
+def _connect() -> sqlite3.Connection:
+    connection = sqlite3.connect(database_path(), timeout=30, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    return connection
 
-    def __init__(self, path: str | Path) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.Lock()  # one connection, so one transaction at a time
-        self._connection = sqlite3.connect(path, timeout=30, isolation_level="IMMEDIATE", check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.executescript(SCHEMA)
 
-    def close(self) -> None:
-        self._connection.close()
-
-    def enter(self, table: Table, key: str, saga_id: str) -> int:
-        """Make an entry and give its number; the same key again gives the same number.
-
-        Raises:
-            Compensated: the key has been withdrawn already.
-        """
-        with self._lock, self._connection as db:
-            db.execute(
-                f"INSERT INTO {table} (key, saga_id, state) VALUES (?, ?, 'standing') ON CONFLICT (key) DO NOTHING",  # noqa: S608
-                (key, saga_id),
-            )
-            number, state = db.execute(
-                f"SELECT id, state FROM {table} WHERE key = ?",  # noqa: S608 -- of a closed set of names
-                (key,),
-            ).fetchone()
-            if state != "standing":
-                raise Compensated(f"the entry was withdrawn before: it is {state}")
-            return int(number)
-
-    def withdraw(self, table: Table, key: str, saga_id: str) -> bool:
-        """Withdraw an entry, once. Returns whether there was one."""
-        with self._lock, self._connection as db:
-            # Where nothing stands, the step may have been cut off half-way or may still be on its way to us: a
-            # thread, say, that outlives the handler's timeout. The tombstone bars it: a booking that came after its
-            # own cancellation would stand for ever.
-            db.execute(
-                f"INSERT INTO {table} (key, saga_id, state) VALUES (?, ?, 'barred') ON CONFLICT (key) DO NOTHING",  # noqa: S608
-                (key, saga_id),
-            )
-            db.execute(
-                f"UPDATE {table} SET state = 'undone', undone_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"  # noqa: S608
-                " WHERE key = ? AND state = 'standing'",
-                (key,),
-            )
-            (state,) = db.execute(f"SELECT state FROM {table} WHERE key = ?", (key,)).fetchone()  # noqa: S608
-            return bool(state == "undone")
+engine = create_engine("sqlite://", creator=_connect, poolclass=QueuePool)  # connects when the first order needs it
+inbox = Inbox(engine, metadata=metadata, create_tables=True)

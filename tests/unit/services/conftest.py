@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,15 +13,17 @@ from choreo.messages.codec import encode_user_value
 from choreo.messages.headers import JSON
 from choreo.step import CompensationContext, Context
 from choreo.step.job import CompensationJob, StepJob
-from services.inventory import steps as inventory_steps
-from services.notification import steps as notification_steps
+from services.inventory import database as inventory
+from services.notification import database as notification
 from services.order import ORDER, OrderInput
-from services.payment import steps as payment_steps
+from services.payment import database as payment
+from services.shipping import database as shipping
 from services.shipping import steps as shipping_steps
 
 C = TypeVar("C")
 
 START = "0" * 16
+DATABASES = (inventory, payment, shipping, notification)
 
 
 class Delivery:
@@ -68,18 +69,28 @@ def deliver() -> Callable[..., Delivery]:
     return Delivery
 
 
+def in_transaction(database: Any, handler: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a handler as the inbox does: what it raises rolls back what it did."""
+    with database.engine.begin() as connection:
+        return handler(*arguments, connection=connection)
+
+
+def told(database: Any, query: str) -> list[Any]:
+    """The rows of a service's database."""
+    with database.engine.connect() as connection:
+        return list(connection.exec_driver_sql(query))
+
+
 @pytest.fixture(autouse=True)
-def own_databases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    steps = {
-        inventory_steps: inventory_steps.warehouse,
-        payment_steps: payment_steps.ledger,
-        shipping_steps: shipping_steps.dispatch_book,
-        notification_steps: notification_steps.outbox,
-    }
-    for service in ("INVENTORY", "PAYMENT", "SHIPPING", "NOTIFICATION"):
-        monkeypatch.setenv(f"{service}_DATABASE", str(tmp_path / f"{service.lower()}.db"))
+def own_databases(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    directory = tmp_path_factory.mktemp("databases")
+    for database in DATABASES:
+        name = database.__name__.split(".")[1]
+        monkeypatch.setenv(f"{name.upper()}_DATABASE", str(directory / f"{name}.db"))
+        database.metadata.create_all(database.engine)
     yield
-    for module, database in steps.items():
-        if module._open.cache_info().currsize:
-            database().close()
-            module._open.cache_clear()
+    for database in DATABASES:
+        database.engine.dispose()
+    if shipping_steps._open.cache_info().currsize:
+        shipping_steps.carrier().close()
+        shipping_steps._open.cache_clear()

@@ -20,6 +20,9 @@ NODES ?= 1
 RECORDS ?= 10000
 SEED ?=
 PYTEST_ARGS ?=
+QUICK ?=
+DOCS ?=
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo check lint test simulate mutants crash-points chaos fuzz semantics bench kafka kustomize \
@@ -65,8 +68,8 @@ fuzz: setup-dev  ## malformed records among sagas that run (RECORDS=10000, BROKE
 semantics: setup-dev  ## the table of what choreo means, run
 	$(RUN) -m tests.semantics
 
-bench: setup-dev  ## measure choreo beside the limits of its wire, over a local Kafka
-	$(RUN) -m benchmarks $(if $(BROKER),--broker $(BROKER))
+bench: setup-dev  ## measure choreo beside the limits of its wire, over a local Kafka (QUICK=1: a few minutes; DOCS=1: write the page)
+	$(RUN) -m benchmarks $(if $(BROKER),--broker $(BROKER)) $(if $(QUICK),--quick) $(if $(DOCS),--docs) $(BENCH_ARGS)
 
 kafka:  ## run a local Kafka in the foreground (needs Java 17 and Maven, no containers)
 	$(PYTHON) deploy/kafka/local_kafka.py run

@@ -1,18 +1,12 @@
-"""The order saga of the benchmark: three steps, a service each, handlers that do nothing but answer."""
+"""The sagas of the benchmark, their steps spread over three services. Handlers do nothing but answer."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import msgspec
 
 from choreo import Context, Reject, Saga, Service, Step
-
-ORDER = Saga(
-    "bench_order",
-    Step("reserve", compensation="release"),
-    Step("charge", compensation="refund"),
-    Step("ship", compensation="recall"),
-    deadline="1h",
-)
 
 
 class Order(msgspec.Struct):
@@ -31,38 +25,40 @@ class Done(msgspec.Struct):
     amount: int
 
 
-inventory = Service("bench-inventory")
-payment = Service("bench-payment")
-shipping = Service("bench-shipping")
+GOOD = Order(item="kite", quantity=1, amount=30)
+BAD = Order(item="kite", quantity=1, amount=30, fails=True)
+SERVICES = ("inventory", "payment", "shipping")
 
 
-@inventory.step(ORDER, "reserve")
-async def reserve(order: Order, ctx: Context) -> Done:
-    return Done(ctx.idempotency_key, order.quantity)
+def saga_of(name: str, steps: int) -> Saga:
+    """A line of steps, each with a compensation."""
+    return Saga(name, *(Step(f"step_{n}", compensation=f"undo_{n}") for n in range(1, steps + 1)), deadline="1h")
 
 
-@payment.step(ORDER, "charge")
-async def charge(order: Order, ctx: Context) -> Done:
-    return Done(ctx.idempotency_key, order.amount)
+def services_of(saga: Saga, **options: Any) -> list[Service]:
+    """The saga's steps in turn on three services, so that every hop is one from process to process."""
+    services = [Service(f"{saga.name}-{name}", **options) for name in SERVICES]
+    for index, step in enumerate(saga.steps):
+        bind(services[index % len(services)], saga, step.name, is_last=index == len(saga.steps) - 1)
+    return services
 
 
-@shipping.step(ORDER, "ship")
-async def ship(order: Order, ctx: Context) -> Done:
-    if order.fails:
-        raise Reject("no carrier goes there", code="no_carrier")
-    return Done(ctx.idempotency_key, 1)
+def bind(service: Service, saga: Saga, step: str, *, is_last: bool) -> None:
+    """Give the service handlers for the step; the last step refuses orders that are to fail."""
+
+    @service.step(saga, step)
+    async def run(order: Order, ctx: Context) -> Done:
+        if is_last and order.fails:
+            raise Reject("no carrier goes there", code="no_carrier")
+        return Done(ctx.idempotency_key, order.quantity)
+
+    @service.compensation(saga, step)
+    async def undo() -> None:
+        """Nothing to undo: the benchmark measures the way, not the work."""
 
 
-@inventory.compensation(ORDER, "reserve")
-async def release() -> None:
-    """Nothing to release: the benchmark measures the way, not the work."""
+ORDER = saga_of("bench_order", 3)
+inventory, payment, shipping = services_of(ORDER)
 
-
-@payment.compensation(ORDER, "charge")
-async def refund() -> None:
-    """See ``release``."""
-
-
-@shipping.compensation(ORDER, "ship")
-async def recall() -> None:
-    """See ``release``."""
+LONG = saga_of("bench_long", 12)
+long_inventory, long_payment, long_shipping = services_of(LONG)

@@ -16,7 +16,6 @@ import msgspec
 
 PROC = Path("/proc")
 TICKS = os.sysconf("SC_CLK_TCK")
-READY_LINE = "ready"
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -39,6 +38,19 @@ def usage_of(pid: int) -> Usage:
     except OSError:
         return Usage(0.0, 0.0)
     return Usage((int(fields[11]) + int(fields[12])) / TICKS, pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+
+
+def usage_of_tree(pid: int) -> Usage:
+    """Of a process and its living descendants together."""
+    used = usage_of(pid)
+    try:
+        children = (PROC / str(pid) / "task" / str(pid) / "children").read_text().split()
+    except OSError:
+        children = []
+    for child in children:
+        more = usage_of_tree(int(child))
+        used = Usage(used.cpu_s + more.cpu_s, used.rss_mib + more.rss_mib)
+    return used
 
 
 class Processes:

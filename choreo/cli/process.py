@@ -51,7 +51,7 @@ async def work_until_signal(
     """
     stopping: set[asyncio.Task[None]] = set()
     loop = asyncio.get_running_loop()
-    _collect_rarely()
+    collect_rarely()
     metrics.show_build(loop=type(loop).__module__.partition(".")[0])
 
     def on_signal() -> None:
@@ -73,7 +73,7 @@ async def work_until_signal(
         await asyncio.gather(*stopping)
 
 
-def _collect_rarely() -> None:
+def collect_rarely() -> None:
     """Spare a long-lived process most garbage collections: at the default they took a sixth of its CPU time.
 
     What was imported is never garbage, so it is not looked at again; and what a record leaves behind is freed by

@@ -40,6 +40,7 @@ class Ownership:
         contracts: Contracts,
         *,
         resting_max: int,
+        active_max: int,
         on_dropped: Callable[[TopicPartition], None],
     ) -> None:
         """Own nothing yet.
@@ -47,6 +48,7 @@ class Ownership:
         Args:
             sagas: topic → name of the saga.
             resting_max: how many resting sagas a shard keeps in memory.
+            active_max: how many of the others it keeps as values and not as bytes.
             on_dropped: told about each shard that is gone from here.
         """
         self.shards: dict[TopicPartition, Shard] = {}
@@ -58,6 +60,7 @@ class Ownership:
         self._sagas = sagas
         self._contracts = contracts
         self._resting_max = resting_max
+        self._active_max = active_max
         self._on_dropped = on_dropped
         self._accounted: dict[TopicPartition, int] = {}
         self._trouble = ""
@@ -194,6 +197,7 @@ class Ownership:
             end=end,
             accounted=max(committed.offset if committed is not None else 0, self._accounted.get(tp, 0)),
             verified=_needs_no_proof(checkpoint, first),
+            active_max=self._active_max,
         )
         shard.admit(active)
         if checkpoint is not None:

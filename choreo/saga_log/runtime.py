@@ -61,6 +61,7 @@ class SagaLog:
         poll_timeout_s: how long ``stop`` may have to wait for the end of a quiet poll.
         records_max: in one batch.
         resting_max: sagas per partition that rest and are still kept in memory.
+        active_max: sagas per partition that do not, and are kept as values; the others are bytes.
         save_interval_s: how far the store, the group's offsets and the gauges may lag under load. A saga that goes
             through several batches in that time is saved once; what a crash loses is folded again from the log.
     """
@@ -78,6 +79,7 @@ class SagaLog:
         poll_timeout_s: float = 0.5,
         records_max: int = 500,
         resting_max: int = 1_000,
+        active_max: int = 1_000,
         save_interval_s: float = 0.25,
     ) -> None:
         if not contracts:
@@ -103,6 +105,7 @@ class SagaLog:
             self._sagas,
             self._contract,
             resting_max=resting_max,
+            active_max=active_max,
             on_dropped=lambda tp: self._metrics.drop_partition(tp.topic, tp.partition, group),
         )
         self._outbound: Outbound

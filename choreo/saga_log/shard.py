@@ -1,7 +1,8 @@
 """The sagas of one partition: what is known of them, what is owed, and what has changed since the last save. No I/O.
 
-Sagas that something will happen to are all in memory, and of those that rest (settled, or without their start) the
-last few. A record may be for a saga that has left the memory, so folding a batch takes three calls:
+Sagas that something will happen to are all in memory, most of them as bytes if they are many (``kept``), and of those
+that rest (settled, or without their start) the last few. A record may be for a saga that has left the memory, so
+folding a batch takes three calls:
 
 1. ``missing`` names the sagas whose states have to come from the store;
 2. ``admit`` takes them, those that the store does not have being new;
@@ -25,6 +26,7 @@ from choreo.broker.port import Message, TopicPartition
 from choreo.contract.saga import Saga
 from choreo.core import Decision, Entry, Folded, Phase, SagaState, Timer, fold, next_due_ms, refuse, timers
 from choreo.saga_log.intake import Contracts, Refused, Unheld, contract_of, read_entry
+from choreo.saga_log.kept import Kept
 from choreo.saga_log.timer import EARLY_PAUSE_MS, Timers
 from choreo.store.port import Advance, Checkpoint
 from choreo.store.projection import is_resting, row_of
@@ -86,6 +88,7 @@ class Shard:
         end: int,
         accounted: int = 0,
         verified: bool = True,
+        active_max: int = 1_000,
     ) -> None:
         self.tp = tp
         self.saga = saga
@@ -101,7 +104,7 @@ class Shard:
         self._contracts = contracts
         self._checkpoint = checkpoint
         self._last: Message | None = None
-        self._active: dict[str, SagaState] = {}
+        self._active = Kept(active_max)
         self._resting: OrderedDict[str, SagaState] = OrderedDict()
         self._complete = checkpoint is None  # what is not in memory is nowhere
         self._changed: dict[str, Saga] = {}
@@ -243,11 +246,11 @@ class Shard:
         """The sagas that wait for an operator."""
         if not self.phases[Phase.STUCK]:
             return []
-        return [state for state in self._active.values() if state.phase is Phase.STUCK]
+        return [self._active[saga_id] for saga_id, phase in self._phase_counted.items() if phase is Phase.STUCK]
 
     def states(self) -> Mapping[str, SagaState]:
         """All states in memory, those that rest included."""
-        return {**self._resting, **self._active}
+        return {**self._resting, **{saga_id: self._active[saga_id] for saga_id in self._active}}
 
     # Inside
 
@@ -296,7 +299,7 @@ class Shard:
     def _put(self, before: SagaState, state: SagaState) -> None:
         saga_id = state.saga_id
         if is_resting(state):
-            self._active.pop(saga_id, None)
+            self._active.discard(saga_id)
             self._resting[saga_id] = state
             self._resting.move_to_end(saga_id)
             self._owing.pop(saga_id, None)
@@ -305,7 +308,7 @@ class Shard:
             self.timers.set(saga_id, None, state.offset)
         else:
             self._resting.pop(saga_id, None)
-            self._active[saga_id] = state
+            self._active.put(state)
             self._untimed.add(saga_id)
             if state.owed:
                 self._owing[saga_id] = None

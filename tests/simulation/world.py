@@ -258,6 +258,7 @@ class World:
                 poll_timeout_s=1.5,
                 records_max=records_max,
                 resting_max=resting_max,
+                active_max=resting_max,
                 save_interval_s=save_interval_s,
             )
             self._saga_logs[process.name] = _Keeper(saga_log, clock, disk, disk.replaced, resting_max)

@@ -47,8 +47,15 @@ lint: setup-dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-test: setup-dev lint  ## linters and all tests; those that need a Kafka get one if it can be had
+test: setup-dev lint $(if $(filter-out 0,$(CHOREO_REQUIRE_BROWSER)),browser)  ## linters and all tests; those that need a Kafka get one if it can be had
 	$(RUN) -m pytest $(PYTEST_ARGS)
+
+.PHONY: browser screenshots
+browser:  ## install a Chromium for the tests of the dashboard, where there is none (Debian and its kin, as root)
+	@deploy/install_chromium.sh
+
+screenshots: setup-dev browser  ## take the docs' pictures of the dashboard again
+	$(RUN) -m tests.browser.screenshots
 
 simulate: setup-dev  ## many seeds of the simulation: everything goes wrong, in virtual time (SEEDS=10000)
 	$(RUN) -m tests.simulation --seeds $(SEEDS) --report build/simulation.json

@@ -11,6 +11,9 @@ instead, and so does a whole run in which no such test ran.
 
 The PostgreSQL is found in the same way: ``CHOREO_TEST_POSTGRES=postgresql://…``, a container, binaries on this machine
 (``tests/local_postgres.py``); its tests are marked ``postgres``, and ``CHOREO_REQUIRE_POSTGRES=1`` requires them.
+
+Tests of the dashboard, marked ``browser``, need a Chromium of this machine (``make browser``) or the one that
+``CHOREO_CHROMIUM`` names; ``CHOREO_REQUIRE_BROWSER=1`` requires them.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import hypothesis
 import pytest
 
 from deploy.kafka.local_kafka import LocalKafka, LocalKafkaError
+from tests.browser import chromium
 from tests.local_postgres import LocalPostgres, LocalPostgresError
 
 URL_VARIABLE = "CHOREO_TEST_KAFKA"
@@ -102,28 +106,39 @@ POSTGRES = Use(
 )
 
 
+class BrowserUse(Use):
+    def announced(self) -> str:
+        need = "required" if self.required else "optional"
+        return f"{self.marker}: {chromium.executable() or 'there is no Chromium'}; {need}"
+
+
+BROWSER = BrowserUse("Chromium", "browser", chromium.VARIABLE, "CHOREO_REQUIRE_BROWSER", "of this machine")
+USES = (USE, POSTGRES, BROWSER)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "postgres: needs a real PostgreSQL server")
+    config.addinivalue_line("markers", "browser: needs a real Chromium")
 
 
 def pytest_report_header() -> list[str]:
-    return [USE.announced(), POSTGRES.announced()]
+    return [use.announced() for use in USES]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    for use in (USE, POSTGRES):
+    for use in USES:
         if report.when == "call" and not report.skipped and use.marker in report.keywords:
             use.tests_run += 1
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if exitstatus == pytest.ExitCode.OK and (USE.lacking or POSTGRES.lacking):
+    if exitstatus == pytest.ExitCode.OK and any(use.lacking for use in USES):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    for use in (USE, POSTGRES):
+    for use in USES:
         if use.lacking:
             said = f"{use.require_variable} is set, so a run without a {use.name} test fails"
             terminalreporter.write_line(said, red=True)
@@ -178,6 +193,16 @@ def own_postgres() -> Iterator[LocalPostgres]:
     """A server of one test's own, which it may kill and restart."""
     with start_local_postgres("a server that may be killed must be of this machine's binaries") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def chromium_program() -> Path:
+    """The program of a real Chromium."""
+    program = chromium.executable()
+    if program is None:
+        BROWSER.give_up("no program of its names is on the path; 'make browser' installs one")
+    BROWSER.server = str(program)
+    return program
 
 
 @pytest.fixture

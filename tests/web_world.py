@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import Any
 
 from choreo import CompensationContext, Reject, Saga, Service, Step
@@ -39,6 +40,9 @@ ORDER = Saga(
     deadline="1h",
     description="An order from stock to parcel; invoice and mail go out side by side.",
 )
+
+
+_worlds = count()
 
 
 class World:
@@ -128,7 +132,7 @@ async def until(condition: Callable[[], Any], what: str, within_s: float = 20.0)
 @asynccontextmanager
 async def running(store_url: str = "memory://") -> AsyncIterator[World]:
     """A world whose saga-log and service work while the block runs."""
-    broker = await open_broker("memory://")
+    broker = await open_broker(f"memory://web-{next(_worlds)}")
     store = await open_store(store_url)
     metrics = Metrics(with_process=True)
     try:

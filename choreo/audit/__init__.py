@@ -30,7 +30,7 @@ deny.
 """
 
 from choreo.audit.candidate import Consequence, WhatIf, what_if
-from choreo.audit.explanation import DeadLetter, Explanation, Reason, explain
+from choreo.audit.explanation import DeadLetter, Explanation, Reason, explain, explain_trail
 from choreo.audit.findings import Fault, Notice
 from choreo.audit.histories import History, HistoryLine, history
 from choreo.audit.moments import Change, Difference, Moment, StateAt, difference, read_moment, state_at
@@ -71,6 +71,7 @@ __all__ = [
     "check_proof",
     "difference",
     "explain",
+    "explain_trail",
     "exported",
     "history",
     "preview_cancel",

@@ -120,6 +120,11 @@ async def explain(broker: Broker, saga: str, saga_id: str, *, registry: Registry
         BrokerUnavailable: the log cannot be read.
     """
     trail = await read_trail(broker, saga, saga_id, registry=registry)
+    return await explain_trail(broker, trail, registry=registry, now_ms=now_ms)
+
+
+async def explain_trail(broker: Broker, trail: Trail, *, registry: Registry, now_ms: int) -> Explanation:
+    """As ``explain``, for who has read the trail already."""
     letters = await _dead_letters(broker, trail)
     contract = trail.contract
     if contract is None:
@@ -129,8 +134,8 @@ async def explain(broker: Broker, saga: str, saga_id: str, *, registry: Registry
         if trail.problems:
             reasons.insert(0, _unfolded(trail))
     return Explanation(
-        saga=saga,
-        saga_id=saga_id,
+        saga=trail.saga,
+        saga_id=trail.saga_id,
         now_ms=now_ms,
         headline=reasons[0].text,
         reasons=tuple(reasons),

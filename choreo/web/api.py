@@ -147,16 +147,18 @@ def saga_path(request: Request) -> dict[str, str]:
     return {name: str(value).replace("%2F", "/") for name, value in request.path_params.items()}
 
 
-def query_of(request: Request, kind: type[msgspec.Struct]) -> Any:
+def query_of(request: Request, kind: type[msgspec.Struct], *, ignored: tuple[str, ...] = ()) -> Any:
     """The query's parameters as a value of their type. Raises ``ProblemError`` if they are none."""
     given: dict[str, str] = {}
     for name, value in request.query_params.multi_items():
+        if name in ignored:
+            continue
         if name not in kind.__struct_fields__:
             names = ", ".join(kind.__struct_fields__)
             raise invalid(f"query parameter {name}", f"there is no query parameter {name!r}", f"must be one of {names}")
         if name in given:
             raise invalid(f"query parameter {name}", f"{name!r} is there twice", "must be there once")
-        if value or name == "code":
+        if value:  # a field of a form that was left empty says nothing
             given[name] = value
     if bad := [name for name, value in given.items() if not value.isprintable()]:
         raise invalid(f"query parameter {bad[0]}", "it has characters that cannot be printed", "must be a line of text")

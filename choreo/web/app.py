@@ -19,6 +19,7 @@ from choreo.observe.affairs import Affairs
 from choreo.web import api
 from choreo.web.access import Access
 from choreo.web.bulk import Bulks
+from choreo.web.dashboard.routing import routes as dashboard_routes
 from choreo.web.desk import Desk
 from choreo.web.limits import (
     FAILURES_A_SECOND,
@@ -66,6 +67,7 @@ def make_app(desk: Desk, bulks: Bulks, access: Access, affairs: Affairs, clock: 
         routes=[
             *(Route(path, own_affairs, methods=["GET"]) for path in affairs.paths),
             *api.routes(desk, bulks, guard),
+            *dashboard_routes(desk, bulks, guard),
         ]
     )
     return _Edge(starlette)

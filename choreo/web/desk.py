@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from choreo.audit import Explanation, Trail, explain
+from choreo.audit import Explanation, Trail, explain_trail
 from choreo.broker.port import Broker
 from choreo.broker.registry import Registry
 from choreo.client import Client
@@ -171,8 +171,8 @@ class Desk:
 
     async def explanation(self, saga: str, saga_id: str) -> Explanation:
         """Why a saga is where it is."""
-        self._check_names(saga, saga_id)
-        return await explain(self._broker, saga, saga_id, registry=self.registry, now_ms=self.clock.now_ms())
+        trail = await self.trail(saga, saga_id)
+        return await explain_trail(self._broker, trail, registry=self.registry, now_ms=self.clock.now_ms())
 
     async def diagnosis(self) -> Diagnosis:
         """What the doctor says of the deployment."""

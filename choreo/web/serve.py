@@ -66,7 +66,7 @@ async def serve_saga_log(
 
 def _say(server: WebServer, grants: tuple[Grant, ...]) -> None:
     shown = f"[{server.host}]" if ":" in server.host else server.host
-    logger.info("API at http://%s:%s/api/v1", shown, server.port)
+    logger.info("dashboard at http://%s:%s, API under /api/v1", shown, server.port)
     if grants:
         names = ", ".join(f"{grant.name} ({grant.role.name.lower()})" for grant in grants)
         logger.info("bearer tokens are known of: %s", names)

@@ -194,6 +194,7 @@ def where_to_look_next(stage: Stage, url: str, saga_id: str, *, keep: bool) -> N
     if keep:
         for name in stage.processes.commands:
             stage.screen.note(f"{name:<13} {_metrics_url(stage, name)}")
+        stage.screen.note(f"{'dashboard':<13} http://127.0.0.1:{stage.processes.ports['saga-log']}", "bold")
         stage.screen.note(
             f'$ choreo start services.order:ORDER \'{{"card": "tok_declined"}}\' --wait --broker {broker}'
         )
@@ -202,7 +203,7 @@ def where_to_look_next(stage: Stage, url: str, saga_id: str, *, keep: bool) -> N
         stage.screen.note(f"$ choreo replay order --broker {broker}")
     stage.screen.note("$ choreo describe services.order:ORDER")
     if not keep:
-        stage.screen.note("$ choreo demo --keep             the same, and everything keeps running")
+        stage.screen.note("$ choreo demo --keep             the same, and everything keeps running, its dashboard too")
     stage.screen.note("$ choreo demo --broker kafka     the same on a real Kafka")
     stage.screen.note("services/order/contract.py is the saga, services/payment/steps.py is what a service looks like")
     stage.screen.note(f"logs of the processes: {_named(str(stage.directory / 'logs'))}")

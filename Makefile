@@ -26,7 +26,7 @@ BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo check lint test simulate mutants crash-points chaos fuzz semantics bench kafka kustomize \
-	schemas lock clean
+	audit-deps sbom schemas lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -83,6 +83,14 @@ kafka:  ## run a local Kafka in the foreground (needs Java 17 and Maven, no cont
 
 kustomize:  ## build kustomize, which puts the Kubernetes manifests together (needs Go)
 	GOBIN=$(CURDIR)/.choreo/tools go install sigs.k8s.io/kustomize/kustomize/v5@v5.7.1
+
+audit-deps: setup-dev  ## hold the locked packages against the known vulnerabilities
+	$(VENV)/bin/pip-audit --disable-pip --require-hashes --progress-spinner off -r requirements/runtime.lock
+
+sbom: setup-dev  ## list what is shipped in build/sbom.json (CycloneDX)
+	@mkdir -p build
+	$(VENV)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
+		-o build/sbom.json requirements/runtime.lock
 
 schemas: setup  ## write the JSON Schemas of all records
 	$(RUN) -m schemas.generate

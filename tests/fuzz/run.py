@@ -35,7 +35,7 @@ from tests.fuzz.records import FUZZED, Fate, Fuzz, Running, Source
 TOPIC = saga_topic("fuzzed")
 AT_ONCE = 200
 PARK_LIMIT_S = 1.0  # of the services; the saga-log keeps for ever
-QUIET_S = 300.0
+STILL_S = 60.0  # without progress for so long, a partition stands still
 RUNNING_KEPT = 200  # at so many of the sagas that were started last a record may be aimed
 
 
@@ -209,8 +209,8 @@ async def _until_quiet(
     broker: Broker, runtimes: list[asyncio.Task[None]], report: Report, say: Callable[[str], None]
 ) -> None:
     """Until both groups have committed all there is: no partition stands still."""
-    deadline = time.monotonic() + QUIET_S
-    told = 0.0
+    deadline = time.monotonic() + STILL_S
+    told, least = 0.0, 2**62
     while time.monotonic() < deadline and not any(task.done() for task in runtimes):
         tps = [TopicPartition(TOPIC, number) for number in range(await broker.partitions(TOPIC))]
         ends = {tp: end for tp, (_, end) in (await broker.offsets(tps)).items()}
@@ -222,6 +222,8 @@ async def _until_quiet(
         }
         if not any(left.values()):
             return
+        if sum(left.values()) < least:
+            deadline, least = time.monotonic() + STILL_S, sum(left.values())
         if time.monotonic() - told > 15:
             told = time.monotonic()
             say(f"left to read: {sum(left.values())}")

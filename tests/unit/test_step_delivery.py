@@ -354,9 +354,9 @@ async def test_two_members_share_the_partitions_and_every_saga_is_answered_once(
     assert len(answers) == len(set(answers)) == 80
 
 
-async def all_answers(broker: Any, count: int) -> list[str] | None:
+async def all_answers(broker: Any, count: int, partitions: int = 4) -> list[str] | None:
     reader = await broker.reader()
-    tps = [TopicPartition("choreo.order", number) for number in range(4)]
+    tps = [TopicPartition("choreo.order", number) for number in range(partitions)]
     for tp in tps:
         reader.seek(tp, 0)
     found: list[str] = []
@@ -444,3 +444,42 @@ async def test_a_hanging_thread_does_not_keep_a_stop_from_ending() -> None:
     gate.set()
     assert await world.committed() is None
     assert not [entry for entry in await world.log() if isinstance(entry.record, CompensationFailed | StepFailed)]
+
+
+async def test_a_handler_of_ten_minutes_delays_nobody_and_survives_a_rebalance() -> None:
+    broker = await MemoryBroker.open("memory://ten-minutes")
+    slow = Saga("order", Step("reserve_stock"), Step("charge_card", timeout="20m"), version=3)
+    await ensure_saga_topics(broker, [slow], partitions=2)
+    world = World(broker)
+    ten_minutes = asyncio.Event()  # they are over when the test says so
+    runs: list[str] = []
+
+    def service() -> Service:
+        one = Service("payment")
+
+        @one.step(slow, "charge_card")
+        async def charge(ctx: Context) -> str:
+            if ctx.saga_id == "slow":
+                runs.append(ctx.idempotency_key)
+                await ten_minutes.wait()
+            return ctx.idempotency_key
+
+        return one
+
+    options = msgspec.structs.replace(QUICK, drain_timeout_s=0.1, shutdown_timeout_s=0.1)
+    async with running(world, service(), options=options) as first:
+        await world.send(completed("slow", version=3))
+        await until(lambda: runs)
+        for number in range(300):
+            await world.send(completed(f"quick-{number}", version=3))
+        await eventually(lambda: all_answers(broker, 300, partitions=2))
+        async with running(world, service(), options=options):
+            await first.runtime.stop()  # its partitions go to the other one, the slow handler's among them
+            for number in range(300, 400):
+                await world.send(completed(f"quick-{number}", version=3))
+            await eventually(lambda: all_answers(broker, 400, partitions=2))
+            await until(lambda: len(runs) == 2)
+            ten_minutes.set()
+            answers = await eventually(lambda: all_answers(broker, 401, partitions=2))
+    assert sorted(answers) == sorted(["slow", *(f"quick-{number}" for number in range(400))]), "each once"
+    assert len(set(runs)) == 1, "both runs have the same idempotency key"

@@ -4,6 +4,7 @@ Run it from the project's root:
 
     python -m schemas.generate           writes them
     python -m schemas.generate --check   changes nothing; exits 1 and lists the files that differ
+    python -m schemas.generate --release keeps what is there under released/VERSION, for releases to come to be held against
 """
 
 # ruff: noqa: INP001, T201 -- a script, not a package, and its output is its answer
@@ -15,10 +16,13 @@ import json
 import sys
 from pathlib import Path
 
+from choreo.messages.compatibility import incompatibilities
 from choreo.messages.schema import asyncapi, json_schemas
 from services.order import ORDER
 
 FOLDER = Path(__file__).parent
+RELEASED = FOLDER / "released"
+RECORD = "record.schema.json"
 
 
 def generated() -> dict[str, str]:
@@ -35,11 +39,30 @@ def drifted() -> list[str]:
     return sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
 
 
+def broken() -> list[str]:
+    """What a reader or a log of an earlier release would break on, with a remedy each."""
+    new = json.loads(generated()[RECORD])
+    return [
+        f"since {path.parent.name}: {line}"
+        for path in sorted(RELEASED.glob(f"*/{RECORD}"))
+        for line in incompatibilities(json.loads(path.read_text(encoding="utf-8")), new)
+    ]
+
+
 def main(arguments: list[str]) -> int:
     """The script; its exit code."""
     parser = argparse.ArgumentParser(prog="python -m schemas.generate", description="Write the schemas.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a file differs")
+    parser.add_argument("--release", metavar="VERSION", help="keep the schema of all records under released/VERSION")
     drift = drifted()
+    version = parser.parse_args(arguments).release
+    if version is not None:
+        if drift or broken():
+            print("\n".join([*(f"schemas/{name} differs from the code" for name in drift), *broken()]))
+            return 1
+        (RELEASED / version).mkdir(parents=True)
+        (RELEASED / version / RECORD).write_text((FOLDER / RECORD).read_text(encoding="utf-8"), encoding="utf-8")
+        return 0
     if parser.parse_args(arguments).check:
         for name in drift:
             print(f"schemas/{name} differs from the code; run python -m schemas.generate")

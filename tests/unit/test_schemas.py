@@ -222,6 +222,26 @@ def changed(change: Callable[[Schema], object], schema: Schema = STEP_FAILED) ->
     return changed
 
 
+def test_nothing_that_was_released_is_broken() -> None:
+    assert list(generate.RELEASED.glob(f"*/{generate.RECORD}")), "each release leaves its schema here"
+    assert generate.broken() == []
+
+
+def test_a_release_that_would_break_an_earlier_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(generate, "RELEASED", tmp_path)
+    assert generate.main(["--release", "1.0.0"]) == 0
+    kept = tmp_path / "1.0.0" / generate.RECORD
+    assert kept.read_text() == (generate.FOLDER / generate.RECORD).read_text()
+    older = json.loads(kept.read_text())
+    older["$defs"]["StepFailed"]["properties"]["gone"] = {"type": "string"}
+    older["$defs"]["StepFailed"]["required"].append("gone")
+    kept.write_text(json.dumps(older))
+    assert generate.main(["--release", "1.1.0"]) == 1
+    assert "since 1.0.0: StepFailed.gone" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_a_schema_that_stays_breaks_nobody(name: str) -> None:
     assert incompatibilities(SCHEMAS[name], json_schemas()[name]) == []

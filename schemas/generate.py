@@ -4,7 +4,7 @@ Run it from the project's root:
 
     python -m schemas.generate           writes them
     python -m schemas.generate --check   changes nothing; exits 1 and lists the files that differ
-    python -m schemas.generate --release keeps what is there under released/VERSION, for releases to come to be held against
+    python -m schemas.generate --release VERSION   keeps it under released/, for what comes to be held against
 """
 
 # ruff: noqa: INP001, T201 -- a script, not a package, and its output is its answer

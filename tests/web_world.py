@@ -45,6 +45,9 @@ ORDER = Saga(
 _worlds = count()
 
 
+PARCEL = Saga("parcel", Step("pack", compensation="unpack"), Step("deliver", await_signal="customer_is_in"))
+
+
 class World:
     """What runs, and what a test does with it."""
 
@@ -116,6 +119,16 @@ class World:
         @shop.compensation(ORDER, "hand_over")
         async def recall() -> None: ...
 
+        @shop.step(PARCEL, "pack")
+        async def pack() -> None: ...
+
+        @shop.compensation(PARCEL, "pack")
+        async def unpack() -> None: ...
+
+        @shop.step(PARCEL, "deliver")
+        async def deliver() -> str:
+            return "delivered"
+
         return shop
 
 
@@ -136,10 +149,10 @@ async def running(store_url: str = "memory://") -> AsyncIterator[World]:
     store = await open_store(store_url)
     metrics = Metrics(with_process=True)
     try:
-        await ensure_saga_topics(broker, [ORDER], partitions=2)
+        await ensure_saga_topics(broker, [ORDER, PARCEL], partitions=2)
         async with Client(broker, source="test") as client:
             world = World(broker, store, client, metrics)
-            saga_log = SagaLog(broker, store, [ORDER], metrics=metrics, poll_timeout_s=0.02)
+            saga_log = SagaLog(broker, store, [ORDER, PARCEL], metrics=metrics, poll_timeout_s=0.02)
             steps = StepRuntime([world.service()], broker, metrics=metrics)
             tasks = [asyncio.create_task(runtime.run()) for runtime in (saga_log, steps)]
             world.not_ready_because = saga_log.not_ready_because  # type: ignore[attr-defined]
@@ -164,7 +177,7 @@ async def application(world: World, *grants: Grant) -> AsyncIterator[tuple[Any, 
             world.broker,
             world.store,
             client,
-            ["order"],
+            ["order", "parcel"],
             metrics=world.metrics,
             clock=clock,
             not_ready_because=lambda: None,

@@ -22,7 +22,7 @@ from choreo.contract.saga import Saga
 from choreo.core import SagaState
 from choreo.core.status import SagaStatus, status_of
 from choreo.doctor import Diagnosis, examine
-from choreo.ids import SAGA_ID_PATTERN, input_hash, is_saga_id
+from choreo.ids import SAGA_ID_PATTERN, is_saga_id, start_hash
 from choreo.messages.codec import encode_user_value
 from choreo.observe.metrics import Metrics
 from choreo.store import Query, Row, Store
@@ -42,6 +42,7 @@ from choreo.web.shapes import (
     SagaCounts,
     SagaLine,
     SagaPage,
+    SignalRequest,
     Started,
     StartRequest,
     Stretch,
@@ -49,7 +50,7 @@ from choreo.web.shapes import (
 
 STRETCH_MS = 60_000
 STRETCHES = 60
-IN_PROGRESS = ("forward", "compensating", "stuck")
+IN_PROGRESS = ("scheduled", "forward", "compensating", "stuck")
 OUTCOMES = ("completed", "compensated")
 
 
@@ -201,18 +202,44 @@ class Desk:
     async def start(self, saga: str, request: StartRequest, *, traceparent: str | None) -> Started:
         """Start a saga, unless the same start is in the log already."""
         contract = await self.contract(saga, request.version)
+        if request.after is not None and request.not_before is not None:
+            raise invalid("body after", "the saga is to begin at two times", "must not be there beside not_before")
         encoded = encode_user_value(request.input)
+        begins = {
+            "delay_ms": 0 if request.after is None else _length_ms("body after", request.after),
+            "not_before_ms": 0 if request.not_before is None else round(request.not_before.timestamp() * 1_000),
+        }
         if request.saga_id is not None:
             state = await self._store.find(saga, request.saga_id)
-            if state is not None and state.started and state.start != input_hash(encoded):
+            if state is not None and state.started and state.start != start_hash(encoded, **begins):
                 raise conflict(
-                    f"saga id {request.saga_id!r} is taken by a saga with another input",
+                    f"saga id {request.saga_id!r} is taken by a saga with another input, or another time to begin",
                     "choose another id; the same id and the same input again is the same saga",
                 )
             if state is not None and state.started:
                 return _started(contract.name, state.version, state.saga_id, new=False)
-        saga_id = await self.client.start(contract, request.input, id=request.saga_id, traceparent=traceparent)
+        saga_id = await self.client.start(
+            contract,
+            request.input,
+            id=request.saga_id,
+            at=request.after or request.not_before,
+            traceparent=traceparent,
+        )
         return _started(contract.name, contract.version, saga_id, new=True)
+
+    async def signal(self, known: Known, request: SignalRequest, *, by: str) -> Accepted:
+        """Tell a saga that something outside of it has happened."""
+        contract, state = known
+        await self.client.signal(
+            contract,
+            state.saga_id,
+            request.name,
+            request.payload,
+            id=request.id,
+            reason=request.reason,
+            sent_by=by,
+        )
+        return Accepted(saga=contract.name, saga_id=state.saga_id, act="signal", operator=by)
 
     async def act(self, known: Known, act: Act, step: str | None, *, operator: str, reason: str) -> Accepted:
         """Ask for something to be done to a saga. Raises ``ProblemError`` where it cannot be any more."""
@@ -231,12 +258,7 @@ class Desk:
         await self.feed.close()
 
     def _ago(self, name: str, duration: str | None) -> int | None:
-        if duration is None:
-            return None
-        try:
-            return self.clock.now_ms() - duration_ms(duration)
-        except ValueError as error:
-            raise invalid(name, str(error), "must be a duration such as 30s, 1h30m or 7d") from error
+        return None if duration is None else self.clock.now_ms() - _length_ms(name, duration)
 
     def _names(self, counts: Mapping[tuple[str, str], int]) -> list[str]:
         return sorted({*self.sagas, *(saga for saga, _ in counts)})
@@ -291,6 +313,13 @@ def line_of(row: Row) -> SagaLine:
 def stuck_steps(state: SagaState) -> tuple[str, ...]:
     """The steps at which a saga is stuck."""
     return tuple(sorted({step for (step, _), instance in state.instances.items() if instance.stuck}))
+
+
+def _length_ms(name: str, duration: str) -> int:
+    try:
+        return duration_ms(duration)
+    except ValueError as error:
+        raise invalid(name, str(error), "must be a duration such as 30s, 1h30m or 7d") from error
 
 
 def _started(saga: str, version: int, saga_id: str, *, new: bool) -> Started:

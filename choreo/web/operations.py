@@ -34,6 +34,7 @@ from choreo.web.shapes import (
     RedrivenTo,
     RedriveRequest,
     SagaPage,
+    SignalRequest,
     Started,
     StartRequest,
     StepAct,
@@ -143,6 +144,11 @@ def _act(act: Act) -> Callable[[Call], Awaitable[Accepted]]:
     return run
 
 
+async def _signal(call: Call) -> Accepted:
+    known = await call.desk.known(call.path["saga"], call.path["saga_id"])
+    return await call.desk.signal(known, call.body, by=call.who.name)
+
+
 async def _contracts(call: Call) -> list[ContractLine]:
     return [contract_line(contract) for contract in await call.desk.contracts()]
 
@@ -202,6 +208,18 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation("get_saga", "GET", _SAGA, Role.READ, "Where a saga is", _status, SagaStatus, errors=_GONE),
     Operation("get_history", "GET", f"{_SAGA}/history", Role.READ, "A saga's records", _history, History, errors=_GONE),
+    Operation(
+        "signal_saga",
+        "POST",
+        f"{_SAGA}/signals",
+        Role.START,
+        "Tell a saga that something outside of it has happened",
+        _signal,
+        Accepted,
+        body=SignalRequest,
+        status=_ACCEPTED,
+        errors=_ELSEWHERE,
+    ),
     Operation(
         "cancel_saga",
         "POST",

@@ -6,6 +6,7 @@ or ``1h30m``.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -20,7 +21,7 @@ from choreo.messages.records import Record
 SagaName = Annotated[str, Meta(pattern=ids.SAGA_NAME_PATTERN)]
 SagaId = Annotated[str, Meta(pattern=ids.SAGA_ID_PATTERN)]
 StepName = Annotated[str, Meta(pattern=ids.STEP_NAME_PATTERN)]
-Phase = Literal["forward", "compensating", "stuck", "completed", "compensated", "unstarted", "truncated"]
+Phase = Literal["scheduled", "forward", "compensating", "stuck", "completed", "compensated", "unstarted", "truncated"]
 Reason = Annotated[str, Meta(min_length=1, max_length=2_000, description="why; it stays in the sagas' histories")]
 Duration = Annotated[str, Meta(min_length=1, max_length=40, examples=["30s", "1h30m", "7d"])]
 SearchText = Annotated[str, Meta(max_length=200)]
@@ -47,7 +48,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     saga: SagaName | None = None
     version: Annotated[int, Meta(ge=1)] | None = None
-    phases: Annotated[tuple[Phase, ...], Meta(max_length=7)] = ()
+    phases: Annotated[tuple[Phase, ...], Meta(max_length=8)] = ()
     step: StepName | None = None
     code: SearchText | None = None
     text: SearchText = ""
@@ -129,11 +130,15 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         input: what the first steps get.
         saga_id: of the caller's choice: the same id and input again is the same saga. Drawn if left out.
         version: of the contract; the newest if left out.
+        after: begin so long after the log has the start, not at once.
+        not_before: begin then, not at once; RFC 3339, with a time zone.
     """
 
     input: Any
     saga_id: SagaId | None = None
     version: Annotated[int, Meta(ge=1)] | None = None
+    after: Duration | None = None
+    not_before: Annotated[datetime, Meta(tz=True)] | None = None
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,6 +154,21 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     saga_id: str
     new: bool
     status: str
+
+
+class SignalRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Word that something outside of the saga has happened.
+
+    Attributes:
+        name: which signal: one that a step of the contract waits for.
+        payload: what the handlers of those steps get.
+        id: of the caller's choice: the same id again is the same signal.
+    """
+
+    name: StepName
+    payload: Any = None
+    id: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+    reason: Annotated[str, Meta(max_length=2_000)] = ""
 
 
 class CancelRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -181,6 +201,7 @@ class SagaCounts(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     saga: str
+    scheduled: int = 0
     forward: int = 0
     compensating: int = 0
     stuck: int = 0

@@ -183,18 +183,18 @@ async def test_the_overview_counts_and_tells_of_the_last_hour(world: World, api:
     await world.until("a", "completed")
     await world.until_busy("b", "charge_card")
     overview = (await api.get("/api/v1/overview")).json()
-    [order] = overview["sagas"]
+    [order, _] = overview["sagas"]
     assert (order["forward"], order["completed"]) == (1, 1)
     assert order["oldest_ms"] > 0
     assert sum(each["started"] for each in overview["activity"]) == 2
     assert sum(each["completed"] for each in overview["activity"]) == 1
     assert len(overview["activity"]) == 60
-    assert {lag["topic"] for lag in overview["lag"]} == {"choreo.order"}
+    assert {lag["topic"] for lag in overview["lag"]} == {"choreo.order", "choreo.parcel"}
 
 
 async def test_contracts_are_shown(world: World, api: httpx.AsyncClient) -> None:
     await world.start("a")
-    [line] = (await api.get("/api/v1/contracts")).json()
+    [line, _] = (await api.get("/api/v1/contracts")).json()
     assert line["content_hash"] == ORDER.content_hash
     detail = (await api.get("/api/v1/contracts/order/1")).json()
     assert detail["mermaid"].startswith("flowchart")
@@ -231,6 +231,34 @@ async def test_a_stuck_saga_is_freed(world: World, api: httpx.AsyncClient, act: 
     world.broken = False
     assert (await api.post(path, json={"step": "charge_card", "reason": "mended"})).status_code == 202
     await world.until("s", "compensated")
+
+
+async def test_a_saga_that_waits_for_a_signal_gets_it(api: httpx.AsyncClient) -> None:
+    started = (await api.post("/api/v1/sagas/parcel", json={"input": {}, "saga_id": "p"})).json()
+    said = problem(await api.post(f"{started['status']}/signals", json={"name": "nobody_is_in"}), 400, "invalid-input")
+    assert "customer_is_in" in said["detail"]
+    body = {"name": "customer_is_in", "payload": {"door": 3}, "id": "bell-1", "reason": "rang"}
+    assert (await api.post(f"{started['status']}/signals", json=body)).status_code == 202
+
+    async def delivered() -> bool:
+        phase: str = (await api.get(started["status"])).json()["phase"]
+        return phase == "completed"
+
+    await until(delivered, "the parcel to be delivered")
+
+
+async def test_a_saga_begins_later_and_not_at_two_times(world: World, api: httpx.AsyncClient) -> None:
+    later = {"input": {}, "saga_id": "later", "after": "1h"}
+    assert (await api.post("/api/v1/sagas/order", json=later)).status_code == 201
+    assert (await api.get("/api/v1/sagas/order/later")).json()["phase"] == "scheduled"
+    await world.until("later", "scheduled")
+    assert (await api.post("/api/v1/sagas/order", json=later)).status_code == 200
+    assert (await api.post("/api/v1/sagas/order", json={**later, "after": "2h"})).status_code == 409
+    assert (await api.get("/api/v1/sagas?phase=scheduled")).json()["sagas"][0]["saga_id"] == "later"
+    both = {**later, "not_before": "2099-01-01T00:00:00Z"}
+    problem(await api.post("/api/v1/sagas/order", json=both), 400, "invalid-input")
+    at = {"input": {}, "not_before": "2099-01-01T00:00:00"}
+    problem(await api.post("/api/v1/sagas/order", json=at), 400, "invalid-input")
 
 
 async def test_many_sagas_are_acted_on_after_a_preview(world: World, api: httpx.AsyncClient) -> None:
@@ -305,7 +333,7 @@ async def test_it_is_told_why_a_saga_is_where_it_is_and_what_a_cancel_would_undo
 
 async def test_the_doctor_is_asked(api: httpx.AsyncClient) -> None:
     diagnosis = (await api.get("/api/v1/doctor")).json()
-    assert diagnosis["sagas"] == ["order"]
+    assert diagnosis["sagas"] == ["order", "parcel"]
     assert diagnosis["checks"] > 5
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -16,7 +17,7 @@ from choreo.web.dashboard.site import Form, Site, form_of, reason_of, see_other
 from choreo.web.dashboard.words import DEEDS
 from choreo.web.desk import filter_of
 from choreo.web.problem import ProblemError, from_validation, invalid, no_such
-from choreo.web.shapes import BulkConfirm, BulkRequest, ListQuery, RedriveRequest, StartRequest
+from choreo.web.shapes import BulkConfirm, BulkRequest, ListQuery, RedriveRequest, SignalRequest, StartRequest
 
 
 async def act(site: Site, request: Request, who: Principal, form: Form) -> Response:
@@ -36,15 +37,29 @@ async def act(site: Site, request: Request, who: Principal, form: Form) -> Respo
     return see_other(f"/sagas/{segment(path['saga'])}/{segment(path['saga_id'])}?said={name}")
 
 
+async def signal(site: Site, request: Request, who: Principal, form: Form) -> Response:
+    """Tell a saga that something has happened."""
+    path = saga_path(request)
+    try:
+        asked = {"name": form.get("name", ""), "payload": _json("payload", form), "reason": form.get("reason", "")}
+        try:
+            wanted = msgspec.convert(asked, SignalRequest)
+        except msgspec.ValidationError as error:
+            raise from_validation("form field", error) from error
+        known = await site.desk.known(path["saga"], path["saga_id"])
+        await site.desk.signal(known, wanted, by=who.name)
+    except ProblemError as problem:
+        if problem.problem.status != HTTPStatus.BAD_REQUEST:
+            raise
+        return await pages.signal_page(site, request, who, problem, form.get("payload", ""))
+    return see_other(f"/sagas/{segment(path['saga'])}/{segment(path['saga_id'])}?said=signal")
+
+
 async def start(site: Site, request: Request, who: Principal, form: Form) -> Response:
     """Start a saga."""
     path = saga_path(request)
     try:
-        try:
-            user_input = msgspec.json.decode(form.get("input", ""))
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise invalid("form field input", f"the input is not JSON: {error}", "must be JSON") from error
-        asked = {"input": user_input, "version": int(path["version"])}
+        asked = {"input": _json("input", form), "version": int(path["version"])}
         if saga_id := form.get("saga_id", "").strip():
             asked["saga_id"] = saga_id
         try:
@@ -140,6 +155,13 @@ async def logout(site: Site, request: Request, _: Principal, __: Form) -> Respon
     answer = see_other("/login")
     answer.delete_cookie(SESSION_COOKIE, path="/", httponly=True, samesite="strict")
     return answer
+
+
+def _json(name: str, form: Form) -> Any:
+    try:
+        return msgspec.json.decode(form.get(name, ""))
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise invalid(f"form field {name}", f"the {name} is not JSON: {error}", "must be JSON") from error
 
 
 def _local(target: str) -> str:

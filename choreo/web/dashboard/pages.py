@@ -90,19 +90,19 @@ async def saga(site: Site, request: Request, who: Principal) -> Response:
     contract, state = trail.contract, trail.state
     assert contract is not None, "a trail with facts has a contract"
     now_ms = site.desk.clock.now_ms()
-    status: SagaStatus = told.status
+    about: SagaStatus = told.status
     steps = [step.name for step in contract.steps]
     is_over = state.outcome is not None and state.is_settled
     return site.page(
         request,
         who,
         "saga.html",
-        about=status,
+        about=about,
         history=told,
         explanation=None if is_over else await site.desk.explanation(path["saga"], path["saga_id"]),
         acts=offered(state),
-        paused=bool(getattr(state, "paused", False)),
-        graph=graph.draw(contract, {step.step: step.phase for step in status.steps}),
+        awaited=[name for name in contract.signals if name not in about.signals and state.outcome is None],
+        graph=graph.draw(contract, {step.step: step.phase for step in about.steps}),
         waterfall=waterfall.draw(trail, told.lines, steps, now_ms),
         trace_id=trace_id_of(state.traceparent),
         raw={fact.entry.offset: _raw(fact) for fact in trail.facts},
@@ -138,6 +138,34 @@ async def act_page(site: Site, request: Request, who: Principal, problem: Proble
         step=step,
         back=where,
         action=f"{where}/act/{path['act']}" + (f"?step={segment(step)}" if step else ""),
+    )
+
+
+async def signal(site: Site, request: Request, who: Principal) -> Response:
+    """The form for a signal."""
+    check_role(who, Role.START)
+    return await signal_page(site, request, who)
+
+
+async def signal_page(
+    site: Site, request: Request, who: Principal, problem: ProblemError | None = None, given: str = "null"
+) -> Response:
+    """The form for a signal, with what was wrong with it."""
+    path = saga_path(request)
+    known = await site.desk.known(path["saga"], path["saga_id"])
+    where = f"/sagas/{segment(path['saga'])}/{segment(path['saga_id'])}"
+    return site.page(
+        request,
+        who,
+        "signal.html",
+        status=problem.problem.status if problem else 200,
+        problem=problem.problem if problem else None,
+        saga_id=path["saga_id"],
+        names=list(known.contract.signals),
+        name=request.query_params.get("name", ""),
+        given=given,
+        back=where,
+        action=f"{where}/signal",
     )
 
 

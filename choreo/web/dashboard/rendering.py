@@ -21,6 +21,7 @@ STATIC_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xm
 NOTHING = "\N{EN DASH}"
 
 PHASE_WORDS = {
+    "scheduled": "scheduled",
     "forward": "running",
     "compensating": "compensating",
     "stuck": "stuck",
@@ -28,8 +29,10 @@ PHASE_WORDS = {
     "compensated": "compensated",
     "unstarted": "not started",
     "truncated": "truncated",
+    "no_compensation": "not to be undone",
 }
 MARKS = {
+    "scheduled": "◷",
     "waiting": "○",
     "running": "◐",
     "forward": "◐",
@@ -41,6 +44,7 @@ MARKS = {
     "undone": "↶",
     "compensated": "↶",
     "skipped": NOTHING,
+    "no_compensation": "✓",
 }
 """Beside each colour a mark, for who does not see the colour."""
 

@@ -24,6 +24,7 @@ _PAGES: tuple[tuple[str, Page], ...] = (
     ("/sagas", pages.sagas),
     (_SAGA, pages.saga),
     (f"{_SAGA}/act/{{act}}", pages.act),
+    (f"{_SAGA}/signal", pages.signal),
     ("/contracts", pages.contracts),
     ("/contracts/{saga}/{version}", pages.contract),
     ("/dead-letters", pages.dead_letters),
@@ -35,6 +36,7 @@ _PAGES: tuple[tuple[str, Page], ...] = (
 
 _FORMS: tuple[tuple[str, FormPage, Role], ...] = (
     (f"{_SAGA}/act/{{act}}", forms.act, Role.OPERATE),
+    (f"{_SAGA}/signal", forms.signal, Role.START),
     ("/contracts/{saga}/{version}/start", forms.start, Role.START),
     ("/dead-letters/{saga}/{letter}/redrive", forms.redrive, Role.OPERATE),
     ("/bulk", forms.bulk_preview, Role.OPERATE),

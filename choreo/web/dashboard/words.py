@@ -59,6 +59,7 @@ DEEDS: dict[Act, Deed] = {
 
 SAID: dict[str, str] = {
     **{str(act): deed.said for act, deed in DEEDS.items()},
+    "signal": "The log has the signal.",
     "started": "The log has the start.",
     "redriven": "The log has its bytes again.",
 }

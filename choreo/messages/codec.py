@@ -7,7 +7,8 @@ and effects pass through undecoded; ``transcode`` turns a stray one around.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -49,6 +50,7 @@ _decoders: dict[str, Any] = {
     JSON: msgspec.json.Decoder(AnyRecord),
     MSGPACK: msgspec.msgpack.Decoder(AnyRecord),
 }
+_CONTENT_TYPES = {name.encode(): name for name in CONTENT_TYPES}
 _encoders: dict[str, Any] = {JSON: msgspec.json.Encoder(), MSGPACK: msgspec.msgpack.Encoder()}
 _plain_decoders: dict[str, Any] = {JSON: msgspec.json.Decoder(), MSGPACK: msgspec.msgpack.Decoder()}
 
@@ -63,8 +65,21 @@ _REFUSED_BY_ADAPTERS = {
 _DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
 
 
+class Decoded(NamedTuple):
+    """A record, and what its headers say of it: what its user values are written in, and the trace that it is in."""
+
+    record: AnyRecord
+    content_type: str
+    traceparent: bytes | None
+
+
 def decode(key: bytes | None, value: bytes, headers: Headers, *, limits: Limits = LIMITS) -> AnyRecord:
-    """The record that a message holds. The only way in.
+    """The record that a message holds; as ``decode_whole``."""
+    return decode_whole(key, value, headers, limits=limits).record
+
+
+def decode_whole(key: bytes | None, value: bytes, headers: Headers, *, limits: Limits = LIMITS) -> Decoded:
+    """The record that a message holds, with what its headers say of it. The only way in.
 
     Raises:
         Undecodable: too large, of an unknown content type or kind, malformed, not keyed by its own saga id, or of
@@ -72,8 +87,9 @@ def decode(key: bytes | None, value: bytes, headers: Headers, *, limits: Limits 
     """
     if len(value) > limits.value_bytes_max:
         raise Undecodable(f"value has {len(value)} bytes; at most {limits.value_bytes_max} are allowed")
-    version = _checked_version(headers, limits)
-    content_type = content_type_of(headers)
+    found = _checked_headers(headers, limits)
+    given = found.get("content-type")
+    content_type = JSON if given is None else _CONTENT_TYPES.get(given) or given.decode("ascii", "replace")
     decoder = _decoders.get(content_type)
     if decoder is None:
         raise Undecodable(f"content-type is {content_type!r}; it must be {' or '.join(CONTENT_TYPES)}")
@@ -83,27 +99,28 @@ def decode(key: bytes | None, value: bytes, headers: Headers, *, limits: Limits 
         raise Undecodable(f"not a record of choreo: {_reason(error)}") from error
     if key != record.saga_id.encode():
         raise Undecodable(f"key {key!r} is not the saga id of the record, {record.saga_id!r}")
+    version = found.get(VERSION)
     if version is not None and version != b"%d" % record.version:  # who goes by the one would not meet the other
         raise Undecodable(f"header {VERSION} is {version!r}, the record is of version {record.version}")
-    return record
+    return Decoded(record, content_type, found.get("traceparent"))
 
 
-def _checked_version(headers: Headers, limits: Limits) -> bytes | None:
-    """The version that the headers say, if they say one. Raises ``Undecodable`` for headers that cannot be accepted."""
+def _checked_headers(headers: Headers, limits: Limits) -> Mapping[str, bytes]:
+    """The headers by name; of a repeated name the first. Raises ``Undecodable`` if they cannot be accepted."""
     if len(headers) > limits.header_count_max:
         raise Undecodable(f"record has {len(headers)} headers; at most {limits.header_count_max} are allowed")
     if headers and headers[0][0] in _REFUSED_BY_ADAPTERS:
         name, why = headers[0]
         raise Undecodable(f"{_REFUSED_BY_ADAPTERS[name]}: {why.decode('utf-8', 'replace')}")
-    size = 0
-    version: bytes | None = None
-    for name, text in headers:  # a loop, not a sum over a generator: this is done for every record
-        size += len(name) + len(text)
-        if name == VERSION and version is None:
-            version = text
+    found = dict(headers)
+    if len(found) == len(headers):  # sums at the speed of C: this is done for every record
+        size = sum(map(len, found)) + sum(map(len, found.values()))
+    else:
+        found = dict(reversed(headers))
+        size = sum(len(name) + len(text) for name, text in headers)
     if size > limits.header_bytes_max:
         raise Undecodable(f"headers have {size} bytes; at most {limits.header_bytes_max} are allowed")
-    return version
+    return found
 
 
 def encode(record: Record, *, content_type: str = JSON, limits: Limits = LIMITS) -> bytes:

@@ -12,7 +12,7 @@ from choreo.broker.port import Message
 from choreo.contract.saga import Saga
 from choreo.core import Entry, SagaState
 from choreo.errors import Undecodable
-from choreo.messages.codec import content_type_of, decode
+from choreo.messages.codec import decode_whole
 from choreo.messages.records import RULES, AnyRecord, SagaStarted
 
 if TYPE_CHECKING:  # what clients read the log with does without Prometheus
@@ -55,19 +55,13 @@ class Unheld(NamedTuple):
 def read_entry(message: Message, saga: str) -> Entry | Refused:
     """The entry that a message of the topic of ``saga`` holds. Total."""
     try:
-        record = decode(message.key, message.value, message.headers)
+        record, content_type, traceparent = decode_whole(message.key, message.value, message.headers)
     except Undecodable as error:
         return Refused("undecodable", type(error).__name__, str(error))
     if record.saga != saga:
         text = f"a record of saga {record.saga!r} in the topic of saga {saga!r}: its sender writes to the wrong topic"
         return Refused("undecodable", "WrongTopic", text)
-    return Entry(
-        record,
-        message.offset,
-        message.timestamp_ms,
-        content_type_of(message.headers),
-        message.header("traceparent"),
-    )
+    return Entry(record, message.offset, message.timestamp_ms, content_type, traceparent)
 
 
 def contract_of(contracts: Contracts, state: SagaState, record: AnyRecord) -> Saga | Unheld | Refused:

@@ -54,6 +54,8 @@ def _about_step(record: StepRecord, saga_round: int) -> Decision | None:
             return Decision("execute", record.step, saga_round)
         case StepSkipped():
             return Decision("skip", record.step, saga_round)
+        case StepSkipped():
+            return Decision("skip", record.step, saga_round)
         case Compensate():
             return Decision("settle" if record.settle else "compensate", record.step, saga_round, record.generation)
         case SagaStuck():

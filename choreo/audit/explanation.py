@@ -43,6 +43,8 @@ Kind = Literal[
     "step",  # waits for a step's outcome
     "compensation",  # waits for the answer to a Compensate
     "saga_log",  # waits for the saga-log to say what is decided, or to fire a timer
+    "signal",  # waits for something outside
+    "scheduled",  # waits for the time at which it is to begin
     "backoff",  # waits for a time
     "pivot",  # a cancel waits for the pivot's outcome
     "contract",  # its records wait for a contract that is not registered
@@ -159,11 +161,10 @@ class _Explaining:
             return [self._not_started()]
         found = [self._stuck(key) for key, instance in state.instances.items() if instance.stuck]
         found += await self._saga_log()
-        for key, instance in state.instances.items():
-            if instance.awaits_answer and not self._is_owed(key, "compensate", "settle"):
-                found.append(await self._compensation(key, instance))
-            elif instance.in_flight and not self._is_owed(key, "execute"):
-                found.append(await self._step(key, instance))
+        found += await self._instances()
+        if state.waits_for_begin and state.begins_ms + PROMPT_MS > self._now_ms:
+            text = f"scheduled: it begins at {self._clock(state.begins_ms)}"
+            found.append(Reason(kind="scheduled", text=text, since_ms=state.started_ms, until_ms=state.begins_ms))
         if state.retry_at_ms is not None and state.retry_at_ms > self._now_ms:
             found.append(self._backoff(state.retry_at_ms))
         if state.deferred:
@@ -172,7 +173,21 @@ class _Explaining:
             )
         if state.outcome is not None:
             found.append(self._outcome(repair=bool(found)))
-        assert found, "a saga without an outcome always waits for something"
+        if not found:  # nothing that this release knows of
+            text = f"it is {state.phase}, since {self._clock(state.updated_ms)}; look at choreo audit history"
+            found.append(Reason(kind="saga_log", since_ms=state.updated_ms, text=text))
+        return found
+
+    async def _instances(self) -> list[Reason]:
+        """The steps and compensations that somebody else has to come forward with."""
+        found = []
+        for key, instance in self._state.instances.items():
+            if instance.awaits_answer and not self._is_owed(key, "compensate", "settle"):
+                found.append(await self._compensation(key, instance))
+            elif instance.in_flight and not self._is_owed(key, "execute"):
+                found.append(await self._step(key, instance))
+            elif self._state.waits_for_signal(key):
+                found.append(self._signal(key, instance))
         return found
 
     def _clock(self, at_ms: int) -> str:
@@ -353,6 +368,21 @@ class _Explaining:
         if all(each.finished for each in waited):
             return ("look at the service's log and at the dead letters: it has read the record and said nothing",)
         return ()
+
+    def _signal(self, key: Key, instance: Instance) -> Reason:
+        step, trail = key[0], self._trail
+        name = self._contract[step].await_signal
+        _, since_ms = trail.triggered.get(key, (0, self._state.updated_ms))
+        return Reason(
+            kind="signal",
+            step=step,
+            round=key[1],
+            since_ms=since_ms,
+            until_ms=instance.signal_due_ms,
+            text=f"waits for signal {name} (step {step}) since {self._clock(since_ms)}; without it the step fails at "
+            f"{self._clock(instance.signal_due_ms)}",
+            advice=(f"when it has happened: choreo signal {trail.saga} {trail.saga_id} {name}",),
+        )
 
     def _backoff(self, until_ms: int) -> Reason:
         state = self._state

@@ -39,13 +39,23 @@ from choreo.messages.records import (
     StepCompleted,
     StepFailed,
     StepRecord,
+    StepSkipped,
 )
 from choreo.saga_log.outbound import SOURCE, TOO_LARGE
 from choreo.saga_log.window import Folding
 
 KEPT = 1_000
 
-_DECISIONS = (Execute, Compensate, SagaStuck, SagaCompleted, SagaCompensated, StartRefused, CancelRefused)
+_DECISIONS = (
+    Execute,
+    StepSkipped,
+    Compensate,
+    SagaStuck,
+    SagaCompleted,
+    SagaCompensated,
+    StartRefused,
+    CancelRefused,
+)
 _SAGA_LOG = SOURCE.encode()
 
 
@@ -225,7 +235,7 @@ class Judge:
             asked = 0 < record.generation <= before.instance(key).generation
             awaited = [Decision(kind, *key, record.generation) for kind in ("compensate", "settle")]
         else:
-            asked = before.instance(key).triggered
+            asked = before.instance(key).triggered or (not record.run and before.waits_for_signal(key))
             awaited = [Decision("execute", *key)]
         if not asked:
             text = f"nothing in the log has asked for it: {_name(record)} of {record.step}"

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Self
 import msgspec
 
 from choreo.audit.rows import Exported, Row
+from choreo.core.state import Key
 from choreo.messages.records import TYPE_BY_TAG
 
 _EVENT_ATTRIBUTES = {
@@ -57,24 +58,24 @@ class Ocel:
         stream.write(msgspec.json.encode(types)[:-1] + b',"events":[')
 
     def write(self, batch: Iterable[Exported]) -> None:
-        for row, is_first, triggered, contract_hash in batch:
+        for row, is_first, begun, instance, contract_hash in batch:
             saga, at = _saga(row), _time(row.at_ms)
             if is_first:
                 about = {"name": row.saga, "version": str(row.version), "contract_hash": contract_hash}
                 self._object(saga, "saga", at, about)
-            for step, saga_round in triggered:
+            for step, saga_round in begun:
                 about = {"name": step, "round": str(saga_round)}
                 self._object(_step(row, step, saga_round), "step", at, about, ("part of", saga))
             if row.writer and row.writer not in self._programs:
                 self._programs.add(row.writer)
                 self._object(f"program:{row.writer}", "program", at, {"name": row.writer})
-            self._event(row, saga, at)
+            self._event(row, saga, at, instance)
 
-    def _event(self, row: Row, saga: str, at: str) -> None:
+    def _event(self, row: Row, saga: str, at: str, instance: Key | None) -> None:
         values = {**msgspec.structs.asdict(row), "record_id": row.id}
         related = [("saga", saga)]
-        if row.step and row.round and row.note not in ("not_decided", "unknown_step", "unknown_start", "before_start"):
-            related.append(("step", _step(row, row.step, row.round)))
+        if instance is not None:
+            related.append(("step", _step(row, *instance)))
         if row.writer:
             related.append(("writer", f"program:{row.writer}"))
         event = {

@@ -12,6 +12,7 @@ from choreo.broker.port import Broker, TopicPartition
 from choreo.broker.registry import Registry
 from choreo.broker.topics import saga_topic
 from choreo.core.state import Key
+from choreo.messages.records import StepRecord
 from choreo.saga_log.replay import Progress, batches, end_of, records
 from choreo.saga_log.window import Folding, Revived, Window
 
@@ -59,13 +60,15 @@ class Exported(NamedTuple):
 
     Attributes:
         is_first: the saga has no earlier record.
-        triggered: the step instances that were triggered by it.
+        begun: the step instances that nothing was known of before.
+        instance: the one that it is about; ``None`` if about none that the saga has.
         contract_hash: of the saga's contract.
     """
 
     row: Row
     is_first: bool
-    triggered: tuple[Key, ...]
+    begun: tuple[Key, ...]
+    instance: Key | None
     contract_hash: str
 
 
@@ -168,12 +171,12 @@ def _exported(each: Folding, *, with_values: bool) -> Exported:
         about=about(record),
         record=value,
     )
-    triggered = tuple(
-        key
-        for key, instance in state.instances.items()
-        if instance.triggered and not each.before.instance(key).triggered
-    )
-    return Exported(row, each.before.offset < 0, triggered, state.contract_hash)
+    begun = tuple(key for key in state.instances if key not in each.before.instances)
+    instance = None
+    if isinstance(record, StepRecord) and (saga_round := state.fold_round(record.start, record.round)) is not None:
+        key = (record.step, saga_round)
+        instance = key if key in state.instances else None
+    return Exported(row, each.before.offset < 0, begun, instance, state.contract_hash)
 
 
 def _field(record: Any, name: str) -> Any:

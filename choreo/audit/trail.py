@@ -61,7 +61,8 @@ class Trail:
     Attributes:
         problems: records under its key that could not be folded.
         state: what all of it together implies.
-        triggered: step instance → offset and append time of the record from which on it is in flight.
+        triggered: step instance → offset and append time of the record from which on it is in flight, or waits for its
+            signal.
         decided: decision → offset and append time of the record that implied it last.
     """
 
@@ -118,7 +119,8 @@ class Trail:
     def _note_effects(self, entry: Entry, before: SagaState, state: SagaState, owed: tuple[Decision, ...]) -> None:
         here = (entry.offset, entry.at_ms)
         for key, instance in state.instances.items():
-            if instance.triggered and not before.instance(key).triggered:
+            earlier = before.instance(key)
+            if (instance.triggered and not earlier.triggered) or (instance.signal_due_ms and not earlier.signal_due_ms):
                 self.triggered[key] = here
         for decision in owed:
             self.decided[decision] = here

@@ -12,7 +12,7 @@ from choreo.broker.memory import MemoryBroker
 from choreo.broker.port import Message, TopicPartition, TopicSpec
 from choreo.broker.registry import Registry, register
 from choreo.broker.topics import CONTRACTS_TOPIC, saga_topic
-from choreo.contract import Saga, Step
+from choreo.contract import Saga, Step, when
 from choreo.core import Decision, SagaState, fold, record_of
 from choreo.ids import input_hash
 from choreo.messages.codec import encode
@@ -25,6 +25,7 @@ from choreo.messages.records import (
     Record,
     RoundStarted,
     SagaStarted,
+    SignalReceived,
     StepCompensated,
     StepCompleted,
     StepFailed,
@@ -204,7 +205,28 @@ def timed_out() -> Recorder:
     return told
 
 
-HISTORIES = {each.__name__: each for each in (happy, back, joined, again, stuck, cancelled, timed_out)}
+def signalled() -> Recorder:
+    """A step that waits for a signal, and one whose condition does not hold."""
+    steps = (Step("a", compensation="undo_a"), Step("b", await_signal="go"), Step("c", when=when.input("gift")))
+    told = Recorder(Saga("order", *steps))
+    told.start("s")
+    told.completed("s", "a")
+    told.say("s", SignalReceived, "/choreo/client", request="g", name="go", payload=msgspec.Raw(b"1"))
+    told.completed("s", "b")
+    return told
+
+
+def unsignalled() -> Recorder:
+    told = Recorder(Saga("order", Step("a", await_signal="go", signal_timeout="1ms"), grace="1ms"))
+    told.start("s")
+    timeout = Failure(kind="timed_out", code="signal", message="no signal 'go' in time")
+    told.say("s", StepFailed, SOURCE, step="a", failure=timeout)
+    return told
+
+
+HISTORIES = {
+    each.__name__: each for each in (happy, back, joined, again, stuck, cancelled, timed_out, signalled, unsignalled)
+}
 
 
 async def log_of(contract: Saga, messages: Iterable[Message], *, first: int = 0) -> tuple[MemoryBroker, Registry]:

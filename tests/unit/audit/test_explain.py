@@ -169,6 +169,24 @@ async def test_a_backoff_says_until_when_and_which_round() -> None:
     assert reason.text == "backoff until 22:14:50, then round 2 after b failed with rejected no no"
 
 
+async def test_a_step_that_waits_for_a_signal() -> None:
+    saga = Saga("order", Step("a", compensation="undo_a"), Step("b", await_signal="approved", signal_timeout="1h"))
+    world = await World.open(saga)
+    world.clock.ms += 1_000
+    await world.pen.completed("s", "a")
+    reason = await world.only("signal")
+    assert reason.text == ("waits for signal approved (step b) since 22:13:21; without it the step fails at 23:13:21")
+    assert reason.advice == ("when it has happened: choreo signal order s approved",)
+
+
+async def test_a_saga_that_is_to_begin_later() -> None:
+    world = await World.open()
+    await world.pen.start("later", not_before_ms=T0 + 60_000)
+    found = await world.why("later")
+    assert [(reason.kind, reason.until_ms) for reason in found.reasons] == [("scheduled", T0 + 60_000)]
+    assert found.headline == "scheduled: it begins at 22:14:20"
+
+
 async def test_a_cancel_that_waits_for_the_pivot() -> None:
     world = await World.open(PIVOTED)
     await world.pen.completed("s", "a")

@@ -80,6 +80,8 @@ EITHER_WAY = {
     ("joined", 8),
     ("stuck", 6),  # the operator may act before the notice is in the log
     ("cancelled", 2),  # the client may cancel before a step has completed
+    ("signalled", 2),  # the signal may come before its step waits for it
+    ("signalled", 6),  # a skipped step and the outcome are decided at once
     ("cancelled", 7),  # … and again before the outcome, which is decided by then, is in the log
 }
 """Neighbours that could stand in the other order: both orders are sound histories."""

@@ -85,18 +85,20 @@ kustomize:  ## build kustomize, which puts the Kubernetes manifests together (ne
 	GOBIN=$(CURDIR)/.choreo/tools go install sigs.k8s.io/kustomize/kustomize/v5@v5.7.1
 
 audit-deps: setup-dev  ## hold the locked packages against the known vulnerabilities
-	$(VENV)/bin/pip-audit --disable-pip --require-hashes --progress-spinner off -r requirements/runtime.lock
+	$(VENV)/bin/pip-audit --disable-pip --require-hashes --progress-spinner off -r requirements/image.lock
 
 sbom: setup-dev  ## list what is shipped in build/sbom.json (CycloneDX)
 	@mkdir -p build
 	$(VENV)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
-		-o build/sbom.json requirements/runtime.lock
+		-o build/sbom.json requirements/image.lock
 
 schemas: setup  ## write the JSON Schemas of all records
 	$(RUN) -m schemas.generate
 
 lock: setup-dev  ## resolve the newest packages that pyproject.toml allows
 	$(COMPILE) --upgrade pyproject.toml --extra sqlalchemy --output-file requirements/runtime.lock
+	$(COMPILE) --upgrade pyproject.toml --extra sqlalchemy --extra postgres --extra security \
+		--constraint requirements/runtime.lock --output-file requirements/image.lock
 	$(COMPILE) --upgrade pyproject.toml --group dev --constraint requirements/runtime.lock \
 		--output-file requirements/dev.lock
 

@@ -13,7 +13,7 @@ from choreo.contract.saga import Saga
 from choreo.errors import ConfigurationError
 from choreo.inbox.source import Source
 from choreo.inbox.table import make_table
-from choreo.inbox.transaction import Transaction, drive, raise_unavailable
+from choreo.inbox.transaction import Statements, Transaction, drive, raise_unavailable
 
 T = TypeVar("T")
 
@@ -79,6 +79,7 @@ class Inbox:
 
         self.metadata: Any = MetaData() if metadata is None else metadata
         self.table: Any = make_table(self.metadata, table, schema)
+        self._statements = Statements(self.source, self.table)
         self.creates_tables = create_tables
         try:
             self.keep_ms = duration_ms(keep)
@@ -124,7 +125,7 @@ class Inbox:
 
     def transaction(self) -> Transaction:
         """A new one, not begun."""
-        return Transaction(self.source, self.table)
+        return Transaction(self.source, self._statements)
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, T]], executor: Executor) -> T:
         """Run work with the database from an event loop: here if the driver is async, else in a thread."""

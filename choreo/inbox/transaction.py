@@ -41,6 +41,34 @@ def drive(work: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a sync driver does not wait on the event loop")
 
 
+class Statements:
+    """The statements of an inbox, built once: building one costs more than sending it."""
+
+    def __init__(self, source: Source, table: Any) -> None:
+        from sqlalchemy import Text, bindparam, func, literal_column, select, update
+        from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+        from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+        columns = table.c
+        new = {column.name: bindparam(f"new_{column.name}", type_=column.type) for column in columns}
+        claim: Any
+        if source.dialect == "sqlite":
+            claim = sqlite_insert(table).values(new).on_conflict_do_nothing(index_elements=[columns.key])
+        else:
+            # One round trip: the settings hold for this transaction, and the waiting for the key is under them already.
+            names = ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
+            bound = bindparam("bound", type_=Text())
+            bounds = select(*(func.set_config(name, bound, literal_column("true")).label(name) for name in names))
+            values = select(*new.values()).select_from(bounds.cte("bounds"))
+            claim = postgresql_insert(table).from_select(list(new), values)
+            claim = claim.on_conflict_do_nothing(index_elements=[columns.key])
+        self.claim: Any = claim.execution_options(preserve_rowcount=True)  # of an INSERT it is not kept otherwise
+        this = columns.key == bindparam("old_key", type_=columns.key.type)
+        self.find: Any = select(*(columns[name] for name in Row._fields)).where(this)
+        self.lock: Any = self.find.with_for_update()
+        self.write: Any = update(table).where(this).values({k: v for k, v in new.items() if k != "key"})
+
+
 class Transaction:
     """From ``begin`` to ``commit`` or ``close``, which rolls back.
 
@@ -49,9 +77,9 @@ class Transaction:
     raised as they are.
     """
 
-    def __init__(self, source: Source, table: Any) -> None:
+    def __init__(self, source: Source, statements: Statements) -> None:
         self._source = source
-        self._table = table
+        self._statements = statements
         self._connection: Any = None
         self._transaction: Any = None
         self._sessions: list[Any] = []
@@ -75,9 +103,11 @@ class Transaction:
                 that is stopped in the middle of one, or has lost its network, would hold the row for hours.
         """
         try:
-            statement, parameters = self._claiming(row, now_ms, bound_s)
-            statement = statement.execution_options(preserve_rowcount=True)  # of an INSERT it is not kept otherwise
-            result = await self._do(self._connection.execute(statement, parameters))
+            parameters = {f"new_{name}": value for name, value in row._asdict().items()}
+            parameters["new_written_ms"] = now_ms
+            if self._source.dialect == "postgresql":
+                parameters["bound"] = str(max(1, math.ceil((bound_s + GRACE_S) * 1_000)))
+            result = await self._do(self._connection.execute(self._statements.claim, parameters))
         except Exception as error:  # noqa: BLE001  # told apart there
             raise_unavailable(error)
         return bool(result.rowcount)
@@ -91,12 +121,9 @@ class Transaction:
 
     async def find(self, key: str, *, lock: bool = False) -> Row | None:
         """The row of that key."""
-        from sqlalchemy import select
-
-        columns = self._table.c
-        query = select(*(columns[name] for name in Row._fields)).where(columns.key == key)
+        statement = self._statements.lock if lock else self._statements.find
         try:
-            result = await self._do(self._connection.execute(query.with_for_update() if lock else query))
+            result = await self._do(self._connection.execute(statement, {"old_key": key}))
         except Exception as error:  # noqa: BLE001  # told apart there
             raise_unavailable(error)
         found = result.first()
@@ -104,10 +131,9 @@ class Transaction:
 
     async def write(self, row: Row, now_ms: int) -> None:
         """Change a row that was claimed or locked here."""
-        from sqlalchemy import update
-
-        changed = update(self._table).where(self._table.c.key == row.key).values(**row._asdict(), written_ms=now_ms)
-        await self._guarded(lambda: self._connection.execute(changed))
+        parameters = {f"new_{name}": value for name, value in row._asdict().items() if name != "key"}
+        parameters |= {"new_written_ms": now_ms, "old_key": row.key}
+        await self._guarded(lambda: self._connection.execute(self._statements.write, parameters))
 
     async def fill(self, resource: Resource) -> Any:
         """The connection, or the session of this transaction."""
@@ -149,30 +175,6 @@ class Transaction:
             if not is_of_database(error):
                 raise
             logger.info("a connection of the inbox could not be closed in order: %s", error)
-
-    def _claiming(self, row: Row, now_ms: int, bound_s: float) -> tuple[Any, dict[str, Any]]:
-        from sqlalchemy import Text, bindparam, func, literal_column, select
-        from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-        from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-
-        table = self._table
-        values = {**row._asdict(), "written_ms": now_ms}
-        if self._source.dialect == "sqlite":
-            return sqlite_insert(table).on_conflict_do_nothing(index_elements=[table.c.key]), values
-        # One round trip: the settings hold for this transaction, and the waiting for the key is under them already.
-        names = ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
-        bounds = select(
-            *(
-                func.set_config(name, bindparam("bound", type_=Text()), literal_column("true")).label(name)
-                for name in names
-            )
-        )
-        cte = bounds.cte("bounds")
-        new = select(*(bindparam(f"new_{name}", type_=table.c[name].type) for name in values)).select_from(cte)
-        statement = postgresql_insert(table).from_select(list(values), new)
-        parameters = {f"new_{name}": value for name, value in values.items()}
-        parameters["bound"] = str(max(1, math.ceil((bound_s + GRACE_S) * 1_000)))
-        return statement.on_conflict_do_nothing(index_elements=[table.c.key]), parameters
 
     async def _begin_immediate(self) -> None:
         connection = self._connection

@@ -198,7 +198,8 @@ class Performer:
         """Run the handler unless its outcome is recorded, and record it."""
         if not hosted.handler.resources:
             return await self._run_outside(inbox, job, hosted, message, lane)
-        if not job.is_fresh and (standing := await inbox.find(job, lane)) is not None:
+        # The transaction looks by itself. Only tracers would be told of an attempt that does nothing.
+        if self._tracers.are_there and not job.is_fresh and (standing := await inbox.find(job, lane)) is not None:
             return _Done(standing, job, None)
         transaction = TransactionalStep(inbox, hosted.handler, job)
         traced, ended = await self._attempt(transaction, job, hosted, message, lane)

@@ -173,6 +173,10 @@ class Tracers:
         self.group = group
         self.clock = clock
 
+    @property
+    def are_there(self) -> bool:
+        return bool(self._tracers)
+
     def watch(self, job: J, message: Message) -> Watch[J] | None:
         """What tells them of the attempts of a run; ``None`` if there is nobody to tell."""
         return Watch(self, self._tracers, job, message) if self._tracers else None

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 
 from choreo.contract import Retries, Step
+from choreo.inbox import Inbox
 from choreo.observe.events import AttemptEnded, AttemptEvent, OutcomeEvent
 from choreo.step import CompensationError, Resolved, RetryLater, Service, Stuck
 from tests.semantics.play import Behaviour, Play, aborts, hangs, in_turn, raises, rejects, sleeps, undoes, works
@@ -231,6 +234,30 @@ async def test_s19_a_hook_runs_again_if_it_was_killed(world: World) -> None:
     await world.kill("audit")
     await world.revive("audit")
     await world.until(lambda: begun == [play.saga_id] * 2)
+
+
+async def test_s19_an_inbox_remembers_that_a_hook_has_run(world: World, tmp_path: Path) -> None:
+    engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/audit.db")
+    told: list[str] = []
+
+    def prepare(play: Play) -> None:
+        audit = Service(play._world.named("audit"), inbox=Inbox(engine, create_tables=True))
+        audit.on_outcome(play.saga, name="file")(lambda event: told.append(event.saga_id))
+        play.services.append(audit)
+
+    def remembered() -> Any:
+        with engine.connect() as connection:
+            return connection.exec_driver_sql("SELECT count(*) FROM choreo_inbox").scalar()
+
+    play = await world.play(Step("a"), prepare=prepare)
+    await play.run()
+    await world.until(lambda: told and remembered())
+    await world.kill("audit")
+    await world.revive("audit")
+    await play.run()
+    await world.until(lambda: len(told) == 2)
+    assert told[0] != told[1]
+    engine.dispose()
 
 
 # S20

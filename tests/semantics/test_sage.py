@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -13,6 +14,7 @@ import sqlalchemy
 from choreo.contract import Retries, Saga, Step
 from choreo.contract.render import mermaid
 from choreo.errors import DefinitionError, SagaFailed
+from choreo.inbox import Inbox
 from choreo.messages.records import (
     Compensate,
     CompensationFailed,
@@ -786,6 +788,37 @@ async def test_s22_all_steps_are_one_transaction_which_a_failure_rolls_back(worl
     assert orders() == []
     await world.run(saga, {"fails_at": ""})
     assert orders() == ["a", "b", "c"]
+    engine.dispose()
+
+
+async def test_s22_each_step_is_one_transaction_with_what_is_said_of_it(world: World, tmp_path: Path) -> None:
+    engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/orders.db")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE orders (step TEXT)")
+    saga = Saga(world.named("play"), *LINE)
+    service = Service(world.named("orders"), inbox=Inbox(engine, create_tables=True))
+
+    def bind(step: str) -> None:
+        @service.step(saga, step)
+        def do(order: dict[str, Any], connection: sqlalchemy.Connection) -> None:
+            connection.exec_driver_sql("INSERT INTO orders VALUES (?)", (step,))
+            if step == order["fails_at"]:
+                raise Reject("no")
+
+        @service.compensation(saga, step)
+        def undo(ctx: CompensationContext, connection: sqlalchemy.Connection) -> None:
+            assert connection.exec_driver_sql("DELETE FROM orders WHERE step = ?", (step,)).rowcount == 1
+
+    for step in saga.steps:
+        bind(step.name)
+    await world.serve(service)
+    with pytest.raises(SagaFailed):
+        await world.run(saga, {"fails_at": "c"})
+    with engine.connect() as connection:
+        assert list(connection.exec_driver_sql("SELECT step FROM orders")) == []
+    await world.run(saga, {"fails_at": ""})
+    with engine.connect() as connection:
+        assert [row[0] for row in connection.exec_driver_sql("SELECT step FROM orders")] == ["a", "b", "c"]
     engine.dispose()
 
 

@@ -22,9 +22,13 @@ TRIGGERS = (SagaStarted, StepCompleted, Execute)
 
 
 def is_trigger(record: Trigger, saga: Saga, step: str) -> bool:
-    """Whether the record makes this step run, by the contract of the record's version."""
+    """Whether the record makes this step run, by the contract of the record's version.
+
+    A start under another contract of that version does not: the saga-log refuses it, so nothing would undo the step.
+    """
     if isinstance(record, SagaStarted):
-        return step in saga.graph.roots and not record.is_scheduled
+        is_ours = record.contract_hash == saga.content_hash
+        return is_ours and step in saga.graph.roots and not record.is_scheduled
     if isinstance(record, StepCompleted):
         return step in saga.graph.chained.get(record.step, ())
     return record.step == step

@@ -72,7 +72,19 @@ class MemoryStore:
         old = [key for key, row in self._rows.items() if row.resting and row.updated_ms < before_ms]
         for key in old[:_DROPPED_AT_ONCE]:
             del self._rows[key]
-        return len(old[:_DROPPED_AT_ONCE])
+        return len(old[:_DROPPED_AT_ONCE]) + self._drop_parked(before_ms)
+
+    def _drop_parked(self, before_ms: int) -> int:
+        dropped = 0
+        for parked in self._parked.values():
+            for saga_id, messages in list(parked.items()):
+                kept = [message for message in messages if message.timestamp_ms >= before_ms]
+                dropped += len(messages) - len(kept)
+                if kept:
+                    parked[saga_id] = kept
+                else:
+                    del parked[saga_id]
+        return dropped
 
     async def find(self, saga: str, saga_id: str) -> SagaState | None:
         row = self._rows.get((saga_topic(saga), saga_id))

@@ -176,7 +176,10 @@ class Store(Protocol):
         ...
 
     async def drop_resting(self, before_ms: int) -> int:
-        """Forget some of the resting sagas whose last record is older than that; says how many, 0 if none is left."""
+        """Forget some of the resting sagas whose last record is older than that, and of the parked records that are.
+
+        Says how many, 0 if none is left.
+        """
         ...
 
     async def find(self, saga: str, saga_id: str) -> SagaState | None:

@@ -68,6 +68,10 @@ _DROP = (
     "DELETE FROM sagas WHERE ctid = ANY (ARRAY("
     "SELECT ctid FROM sagas WHERE rested_ms < $1 LIMIT $2 FOR UPDATE SKIP LOCKED))"
 )
+_DROP_PARKED = (
+    "DELETE FROM parked WHERE ctid = ANY (ARRAY("
+    "SELECT ctid FROM parked WHERE timestamp_ms < $1 LIMIT $2 FOR UPDATE SKIP LOCKED))"
+)
 _DROPPED_AT_ONCE = 5_000
 
 _headers_decoder = msgspec.msgpack.Decoder(Headers)
@@ -171,10 +175,15 @@ class PostgresStore:
         self._begun.discard(tp)
 
     async def drop_resting(self, before_ms: int) -> int:
-        done = await self._link.call(
-            lambda connection: connection.execute(_DROP, before_ms, _DROPPED_AT_ONCE, timeout=LONG_TIMEOUT_S)
-        )
-        return int(done.rpartition(" ")[2])  # "DELETE 17"
+        dropped = 0
+        for statement in (_DROP, _DROP_PARKED):
+            done = await self._link.call(
+                lambda connection, statement=statement: connection.execute(  # type: ignore[misc]
+                    statement, before_ms, _DROPPED_AT_ONCE, timeout=LONG_TIMEOUT_S
+                )
+            )
+            dropped += int(done.rpartition(" ")[2])  # "DELETE 17"
+        return dropped
 
     async def find(self, saga: str, saga_id: str) -> SagaState | None:
         query = (

@@ -124,7 +124,12 @@ class SqliteStore:
     async def drop_resting(self, before_ms: int) -> int:
         old = "SELECT rowid FROM sagas WHERE resting = 1 AND updated_ms < ? LIMIT ?"
         query = f"DELETE FROM sagas WHERE rowid IN ({old})"  # noqa: S608 -- no value of anybody's
-        return await self._call(lambda connection: connection.execute(query, (before_ms, _DROPPED_AT_ONCE)).rowcount)
+        too_old = "SELECT rowid FROM parked WHERE timestamp_ms < ? LIMIT ?"
+        unpark = f"DELETE FROM parked WHERE rowid IN ({too_old})"  # noqa: S608 -- the same
+        limits = (before_ms, _DROPPED_AT_ONCE)
+        return await self._call(
+            lambda connection: sum(connection.execute(each, limits).rowcount for each in (query, unpark))
+        )
 
     async def find(self, saga: str, saga_id: str) -> SagaState | None:
         return await self._queries.find(saga, saga_id)

@@ -395,6 +395,19 @@ async def test_services_serve_all_versions_that_they_hold() -> None:
     assert not [entry for entry in entries if entry.record.saga_id == "other" and type(entry.record) is not SagaStarted]
 
 
+async def test_a_start_under_another_contract_of_the_same_version_runs_nothing() -> None:
+    world = await make_world()
+    service = Service("inventory")
+    runs: list[str] = []
+    service.step(ORDER, "reserve_stock")(lambda ctx: runs.append(ctx.saga_id))
+    service.compensation(ORDER, "reserve_stock")(lambda: None)
+    async with running(world, service):
+        await world.send(msgspec.structs.replace(started("other"), contract_hash="f" * 32))
+        await world.send(started("ours"))
+        await world.answer(StepCompleted)
+    assert runs == ["ours"]
+
+
 async def test_several_services_run_in_one_process() -> None:
     world = await make_world()
     stock = Service("stock")

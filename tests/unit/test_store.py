@@ -138,6 +138,14 @@ class StoreSuite:
         assert set(await store.load(TP, ["s1", "s2", "s3"])) == {"s1", "s3"}
         assert await store.drop_resting(2**50) == 1, "an unfinished saga stays, however old"
 
+    async def test_parked_records_are_dropped_when_the_log_has_dropped_them(self, store: Store) -> None:
+        old, young = message(3, "s1"), msgspec.structs.replace(message(5, "s1"), timestamp_ms=T0 + 10)
+        await store.save([Advance(TP, None, Checkpoint(9, ""), (), parked=(old, young, message(4, "s2")))])
+        assert await store.drop_resting(T0 + 10) == 2
+        assert await store.drop_resting(T0 + 10) == 0
+        assert await store.parked_sagas(TP) == {"s1": 1}
+        assert [each.offset for each in await store.load_parked(TP, "s1")] == [5]
+
     async def test_sagas_are_listed_by_name_phase_and_age(self, store: Store) -> None:
         states = await states_of("s1", "s2", "s3", ended=("s3",))
         await store.save([Advance(TP, None, Checkpoint(9, ""), rows(states))])

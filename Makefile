@@ -47,10 +47,17 @@ lint: setup-dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-test: setup-dev lint $(if $(filter-out 0,$(CHOREO_REQUIRE_BROWSER)),browser)  ## linters and all tests; those that need a Kafka get one if it can be had
+test: setup-dev lint $(if $(filter-out 0,$(CHOREO_REQUIRE_BROWSER)),browser) $(if $(filter-out 0,$(CHOREO_REQUIRE_PROMTOOL)),promtool)  ## linters and all tests; those that need a Kafka get one if it can be had
 	$(RUN) -m pytest $(PYTEST_ARGS)
 
-.PHONY: browser screenshots
+.PHONY: metrics-page
+metrics-page: setup  ## write docs/metrics.md from the table of metrics
+	$(RUN) -m deploy.metrics_page
+
+.PHONY: promtool browser screenshots
+promtool:  ## get promtool for the tests of the alerts, where there is none (Debian and its kin)
+	@deploy/install_promtool.sh
+
 browser:  ## install a Chromium for the tests of the dashboard, where there is none (Debian and its kin, as root)
 	@deploy/install_chromium.sh
 

@@ -1,14 +1,17 @@
 """All Prometheus metrics of all processes, in one table.
 
-The table is the body of ``Metrics.__init__``: a line of code for each metric, with its name, labels and buckets.
-Names follow the Prometheus conventions: prefix ``choreo_``, base units, ``_total`` for counters, ``_timestamp_seconds``
-for moments. Labels are closed sets (names of sagas, steps, topics and groups, and the words in ``Literal`` types
-below); a saga id, a key, an offset or an error text is never one.
+The table is the body of ``Metrics.__init__``: a line of code for each metric, with its name, labels and buckets;
+``docs/metrics.md`` is written from it (``make metrics-page``). Names follow the Prometheus conventions: prefix
+``choreo_``, base units, ``_total`` for counters, ``_timestamp_seconds`` for moments. Labels are closed sets (names of
+sagas, steps, topics and groups, and the words in ``Literal`` types below); a saga id, a key, an offset or an error
+text is never one.
 """
 
 from __future__ import annotations
 
 import platform
+import re
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, NamedTuple, get_args
 
@@ -22,6 +25,9 @@ from prometheus_client import (
     ProcessCollector,
 )
 
+from choreo.broker.topics import saga_topic
+
+Part = Literal["saga-log", "services", "all"]
 Outcome = Literal["completed", "compensated"]
 Phase = Literal["scheduled", "forward", "compensating", "stuck"]
 StepResult = Literal["completed", "failed", "republished", "skipped_duplicate", "skipped_late"]
@@ -29,6 +35,7 @@ AttemptResult = Literal["ok", "rejected", "crashed", "timed_out", "inbox_unavail
 CompensationResult = Literal["undone", "nothing_to_undo", "failed", "republished", "skipped_duplicate"]
 DeadLetterReason = Literal["undecodable", "unknown_version", "unknown_contract"]
 ReplaySource = Literal["rebuild", "scan"]
+SendResult = Literal["ok", "error"]
 ObserverKind = Literal["tracer", "hook", "compensation_error_handler"]
 
 STEP_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
@@ -36,13 +43,32 @@ SAGA_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800, 3_600
 DELAY_BUCKETS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 300)
 
 
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
 class MetricRow(NamedTuple):
-    """One line of the table, as ``Metrics.table`` lists it. ``name`` is the one that queries use."""
+    """One line of the table, as ``Metrics.table`` lists it.
+
+    Attributes:
+        name: the one that queries use.
+        buckets: upper bounds of a histogram; empty for other kinds.
+        of: whose it is: the saga-log's, the step services', or everybody's.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     labels: tuple[str, ...]
     about: str
+    buckets: tuple[float, ...]
+    of: Part
+
+    @property
+    def unit(self) -> str:
+        """What is measured, by the name's end."""
+        for end, unit in (("_timestamp_seconds", "seconds since 1970"), ("_seconds", "seconds"), ("_info", "")):
+            if self.name.endswith(end):
+                return unit
+        return "records" if self.name.endswith("_records") else "count"
 
 
 class Metrics:
@@ -60,6 +86,7 @@ class Metrics:
         """
         self.registry = CollectorRegistry(auto_describe=True)
         self._rows: list[MetricRow] = []
+        self._part: Part = "saga-log"
         counter, gauge, histogram = self._counter, self._gauge, self._histogram
 
         # The saga-log's: sagas as a whole.
@@ -82,9 +109,13 @@ class Metrics:
         self.events_late = counter("events_late", "Completions appended after their due.", "saga", "step")
         self.events_duplicate = counter("events_duplicate", "Records that say again what was said.", "saga")
         self.timers_pending = gauge("timers_pending", "Timers that wait for their time.", "saga")
+        self.timer_lag = gauge(
+            "timer_lag_seconds", "How long the earliest timer that is due has waited to be fired; 0 if none is.", "saga"
+        )
         self.timers_fired = counter("timers_fired", "Timers whose event was appended.", "saga")
 
         # The step services'.
+        self._part = "services"
         self.step_events = counter("step_events", "Triggers of steps, by what came of them.", "saga", "step", "result")
         self.step_duration = histogram(
             "step_duration_seconds",
@@ -122,6 +153,7 @@ class Metrics:
             self.observer_errors.labels(kind)
 
         # Everybody's: the log.
+        self._part = "all"
         self.messages_consumed = counter("messages_consumed", "Records polled.", "topic", "group")
         self.messages_produced = counter("messages_produced", "Sends, by result.", "topic", "result")
         self.message_delivery_delay = histogram(
@@ -143,8 +175,8 @@ class Metrics:
             PlatformCollector(registry=self.registry)
             GCCollector(registry=self.registry)
 
-    def init_saga(self, saga: str) -> None:
-        """Show zeros for a contract at once: a rate over a series that appears late misses its first count."""
+    def init_saga(self, saga: str, steps: Iterable[str] = ()) -> None:
+        """Show zeros for a saga at once: a rate over a series that appears late misses its first count."""
         self.sagas_started.labels(saga)
         for outcome in get_args(Outcome):
             self.sagas_finished.labels(saga, outcome)
@@ -152,6 +184,12 @@ class Metrics:
             self.sagas_in_progress.labels(saga, phase)
         for counter in (self.compensate_commands, self.repairs, self.events_duplicate, self.timers_fired):
             counter.labels(saga)
+        for gauge in (self.timers_pending, self.timer_lag, self.records_parked):
+            gauge.labels(saga)
+        for step in steps:
+            self.events_late.labels(saga, step)
+            self.steps_skipped.labels(saga, step)
+        self._init_topic(saga)
 
     def init_step(self, saga: str, step: str) -> None:
         """Show zeros for a step that this process runs."""
@@ -161,6 +199,13 @@ class Metrics:
             self.compensations.labels(saga, step, compensation_result)
         self.step_retries.labels(saga, step)
         self.step_in_flight.labels(saga, step)
+        self._init_topic(saga)
+
+    def _init_topic(self, saga: str) -> None:
+        for send_result in get_args(SendResult):
+            self.messages_produced.labels(saga_topic(saga), send_result)
+        for reason in get_args(DeadLetterReason):
+            self.dead_letters.labels(saga_topic(saga), reason)
 
     def show_build(self, *, loop: str) -> None:
         """Set ``choreo_build_info``. ``loop`` is the name of the event loop ("asyncio", "uvloop")."""
@@ -175,16 +220,22 @@ class Metrics:
         return tuple(self._rows)
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
-        self._rows.append(MetricRow(f"choreo_{name}_total", "counter", labels, about))
+        self._rows.append(MetricRow(f"choreo_{name}_total", "counter", labels, about, (), self._part))
         return Counter(f"choreo_{name}", about, labels, registry=self.registry)
 
     def _gauge(self, name: str, about: str, *labels: str) -> Gauge:
-        self._rows.append(MetricRow(f"choreo_{name}", "gauge", labels, about))
+        self._rows.append(MetricRow(f"choreo_{name}", "gauge", labels, about, (), self._part))
         return Gauge(f"choreo_{name}", about, labels, registry=self.registry)
 
     def _histogram(self, name: str, about: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        self._rows.append(MetricRow(f"choreo_{name}", "histogram", labels, about))
+        self._rows.append(MetricRow(f"choreo_{name}", "histogram", labels, about, buckets, self._part))
         return Histogram(f"choreo_{name}", about, labels, buckets=buckets, registry=self.registry)
+
+
+def exemplar_of(traceparent: bytes | None) -> dict[str, str] | None:
+    """The trace as an exemplar: from a point of a histogram, OpenMetrics leads to one saga that made it."""
+    match = _TRACEPARENT.match(traceparent) if traceparent else None
+    return {"trace_id": match[1].decode()} if match else None
 
 
 def _version(package: str) -> str:

@@ -9,13 +9,13 @@ as after a batch, and only for partitions that are caught up.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from choreo.broker.port import TopicPartition
 from choreo.core import SagaState
 from choreo.messages.records import StepRecord, StepSkipped
 from choreo.observe.log import trace_id_of
-from choreo.observe.metrics import Metrics
+from choreo.observe.metrics import Metrics, exemplar_of
 from choreo.saga_log.intake import Unheld
 from choreo.saga_log.shard import IN_PROGRESS, Applied, Seen, Shard
 
@@ -34,13 +34,14 @@ STUCK_FORWARD_ADVICE = (
 class Accounts:
     """Counts and logs what is folded."""
 
-    def __init__(self, metrics: Metrics, group: str, sagas: Collection[str]) -> None:
+    def __init__(self, metrics: Metrics, group: str, sagas: Mapping[str, Collection[str]]) -> None:
+        """Count for these sagas; with each the names of its steps."""
         self._metrics = metrics
         self._group = group
         self._sagas = frozenset(sagas)
         self._unheld_said: set[Unheld] = set()
-        for saga in self._sagas:
-            metrics.init_saga(saga)
+        for saga, steps in sagas.items():
+            metrics.init_saga(saga, steps)
 
     def polled(self, tp: TopicPartition, records: int, *, muted: bool) -> None:
         """Records of a partition were read."""
@@ -66,7 +67,7 @@ class Accounts:
                     extra={"saga": shard.saga, "topic": message.topic, "partition": message.partition},
                 )
 
-    def show(self, shards: Collection[Shard]) -> None:
+    def show(self, shards: Collection[Shard], now_ms: int = 0) -> None:
         """Set the gauges from what is in memory now."""
         for saga in self._sagas:
             mine = [shard for shard in shards if shard.saga == saga and shard.live]
@@ -74,6 +75,8 @@ class Accounts:
                 number = sum(shard.phases[phase] for shard in mine)
                 self._metrics.sagas_in_progress.labels(saga, phase.value).set(number)
             self._metrics.timers_pending.labels(saga).set(sum(len(shard.timers) for shard in mine))
+            dues = [due_ms for shard in mine if (due_ms := shard.next_due_ms()) is not None]
+            self._metrics.timer_lag.labels(saga).set(max(now_ms - min(dues), 0) / 1_000 if dues else 0)
             self._metrics.records_parked.labels(saga).set(sum(shard.parked.total() for shard in mine))
             starts = [start for shard in mine if (start := shard.oldest_start_ms()) is not None]
             if starts:
@@ -98,9 +101,10 @@ class Accounts:
         if state.started and not before.started:
             metrics.sagas_started.labels(saga).inc()
         if state.finished_ms and not before.finished_ms and state.outcome is not None:
-            metrics.sagas_finished.labels(saga, state.outcome.kind).inc()
+            exemplar = exemplar_of(state.traceparent)
+            metrics.sagas_finished.labels(saga, state.outcome.kind).inc(exemplar=exemplar)
             duration_s = max(0, state.finished_ms - state.began_ms) / 1_000  # cancelled before it began: none
-            metrics.saga_duration.labels(saga, state.outcome.kind).observe(duration_s)
+            metrics.saga_duration.labels(saga, state.outcome.kind).observe(duration_s, exemplar)
         if isinstance(entry.record, StepSkipped) and note is None:
             metrics.steps_skipped.labels(saga, entry.record.step).inc()
         if note is not None:

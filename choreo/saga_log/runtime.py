@@ -97,7 +97,10 @@ class SagaLog:
         self._save_interval_s = save_interval_s
         self._save_due_s = 0.0
         self._consumer: Consumer | None = None
-        self._accounts = Accounts(self._metrics, group, self._sagas.values())
+        steps: dict[str, set[str]] = {saga: set() for saga in self._sagas.values()}
+        for contract in contracts:
+            steps[contract.name].update(step.name for step in contract.steps)
+        self._accounts = Accounts(self._metrics, group, steps)
         self._registry = Registry(broker)
         self._own = Ownership(
             broker,
@@ -376,7 +379,7 @@ class SagaLog:
             self._dropping_due_s = self._clock.monotonic() + DROPPING_S
 
     def _show(self, consumer: Consumer) -> None:
-        self._accounts.show(self._own.shards.values())
+        self._accounts.show(self._own.shards.values(), self._clock.now_ms())
         for tp in self._own.shards:
             if (lag := consumer.lag(tp)) is not None:
                 self._metrics.consumer_lag.labels(tp.topic, str(tp.partition), self._group).set(lag)

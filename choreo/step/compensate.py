@@ -15,6 +15,7 @@ from choreo.clock import Clock
 from choreo.errors import RecordTooLarge, Unencodable
 from choreo.messages.codec import encode
 from choreo.messages.records import Compensate, CompensationFailed, StepCompensated
+from choreo.observe.metrics import exemplar_of
 from choreo.step import answer
 from choreo.step.answered import Instance
 from choreo.step.attempts import Attempts, Ended
@@ -126,7 +127,7 @@ class Compensator:
             counts.compensations["failed"].inc()
             log_failure(job, reply.failure, "unknown")
         if ended is not None:
-            counts.compensation_duration.observe(ended.duration_ms / 1_000)
+            counts.compensation_duration.observe(ended.duration_ms / 1_000, exemplar_of(message.header("traceparent")))
         for thread in undone.lingering:
             await wait_for_thread(thread, job)
 

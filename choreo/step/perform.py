@@ -25,7 +25,7 @@ from choreo.messages.records import (
     StepCompleted,
     StepFailed,
 )
-from choreo.observe.metrics import Metrics, StepResult
+from choreo.observe.metrics import Metrics, StepResult, exemplar_of
 from choreo.step import answer
 from choreo.step.answered import Answer, Instance
 from choreo.step.attempts import Attempts, Ended, Run
@@ -180,7 +180,7 @@ class Performer:
         if done.ended is None:
             result = "republished"
         else:
-            counts.durations[result].observe(done.ended.duration_ms / 1_000)
+            counts.durations[result].observe(done.ended.duration_ms / 1_000, exemplar_of(message.header("traceparent")))
             if isinstance(outcome, StepFailed):
                 log_failure(job, outcome.failure, outcome.effect)
         counts.events[result].inc()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,10 +18,14 @@ from xml.etree import ElementTree as ET
 import promql_parser
 import pytest
 import yaml
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from choreo.observe import metrics
+from deploy import metrics_page
 from deploy.kafka.local_kafka import LocalKafkaError, find_jars, find_java
 from deploy.run_procfile import order_environment, read_procfile
+from tests.web_world import running, until
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -110,6 +116,65 @@ def test_an_alert_says_how_bad_it_is_what_it_means_and_only_words_that_templates
         {label for part in aggregates for label in part.modifier.labels} if aggregates else set.union(*LABELS.values())
     )
     assert labels <= kept | OF_THE_TARGET
+
+
+@pytest.mark.parametrize("command", [("check", "rules", "alerts.yml"), ("test", "rules", "alerts_test.yml")])
+def test_prometheus_takes_the_alerts_and_each_fires_when_it_should(command: tuple[str, ...]) -> None:
+    named = ROOT / ".choreo" / "promtool" / "usr" / "bin" / "promtool"
+    program = shutil.which("promtool") or (str(named) if named.exists() else None)
+    if program is None:
+        if os.environ.get("CHOREO_REQUIRE_PROMTOOL", "0") != "0":
+            pytest.fail("CHOREO_REQUIRE_PROMTOOL is set, but there is no promtool", pytrace=False)
+        pytest.skip("there is no promtool; 'make promtool' gets one")
+    done = subprocess.run([program, *command], cwd=DEPLOY / "prometheus", capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_has_a_unit_test() -> None:
+    told = (DEPLOY / "prometheus" / "alerts_test.yml").read_text()
+    quiet, _, loud = told.partition("each alert fires")
+    for rule in RULES:
+        assert rule["alert"] in quiet, rule["alert"]
+        assert rule["alert"] in loud, rule["alert"]
+
+
+# Where nothing has gone wrong these have no series to show: their labels are not known beforehand.
+ONLY_WITH_AN_INBOX = {"choreo_inbox_errors_total"}
+
+
+async def test_every_metric_that_is_queried_is_shown_by_a_system_that_runs() -> None:
+    async with running() as world:
+        await world.start("fine")
+        await world.start("bad", fail="no")
+        await world.start("stuck", stick="no")
+        await world.until("fine", "completed")
+        await world.until("bad", "compensated")
+        await world.until("stuck", "stuck")
+
+        async def shown() -> set[str]:
+            families = text_string_to_metric_families(generate_latest(world.metrics.registry).decode())
+            return {sample.name for family in families for sample in family.samples}
+
+        queried = {
+            part.name
+            for _, query in QUERIES
+            for part in parts(promql_parser.parse(query))
+            if isinstance(part, promql_parser.VectorSelector)
+        } - {"up", *ONLY_WITH_AN_INBOX}
+
+        async def all_shown() -> bool:
+            return queried <= await shown()
+
+        try:
+            await until(all_shown, "all metrics", within_s=5)
+        except AssertionError:
+            raise AssertionError(f"nobody shows {sorted(queried - await shown())}") from None
+
+
+def test_the_page_of_metrics_is_as_the_table_says() -> None:
+    assert metrics_page.PAGE.read_text() == metrics_page.page(), "write it again: make metrics-page"
+    for name in metrics_page.WORDS.values():
+        assert get_args(name)
 
 
 def test_the_legends_of_the_dashboard_name_labels_that_its_queries_keep() -> None:

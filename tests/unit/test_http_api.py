@@ -144,6 +144,17 @@ async def test_an_id_is_drawn_where_none_is_given_and_known_before_the_store_has
     assert (await api.get(started["status"])).json()["saga_id"] == started["saga_id"]
 
 
+async def test_a_trace_is_carried_through_and_shown_as_an_exemplar(world: World, api: httpx.AsyncClient) -> None:
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    body = {"input": {}, "saga_id": "traced"}
+    await api.post("/api/v1/sagas/order", json=body, headers={"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"})
+    await world.until("traced", "completed")
+    shown = (await api.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})).text
+    for name in ("choreo_saga_duration_seconds_bucket", "choreo_step_duration_seconds_bucket"):
+        assert re.search(rf'^{name}{{.*}} \d.* # {{trace_id="{trace_id}"}}', shown, re.MULTILINE), name
+    assert "trace_id" not in (await api.get("/metrics")).text
+
+
 async def test_lists_are_filtered_and_paged(world: World, api: httpx.AsyncClient) -> None:
     for number in range(5):
         await world.start(f"fine-{number}")

@@ -359,7 +359,7 @@ class SagaLog:
         for timer in timers:
             appended = await self._outbound.timer(state, timer.record, self._wanted(shard.tp))
             if appended is None:
-                shard.postpone(state.saga_id, now_ms)
+                shard.postpone(state.saga_id, timer.at_ms, now_ms)
                 return False
             self._metrics.timers_fired.labels(shard.saga).inc()
             shard.timers.fired(state.saga_id, now_ms, appended.offset)

@@ -27,7 +27,7 @@ from choreo.contract.saga import Saga
 from choreo.core import Decision, Entry, Folded, Phase, SagaState, Timer, fold, next_due_ms, refuse, timers
 from choreo.saga_log.intake import Contracts, Refused, Unheld, contract_of, read_entry
 from choreo.saga_log.kept import Kept
-from choreo.saga_log.timer import EARLY_PAUSE_MS, Timers
+from choreo.saga_log.timer import Timers
 from choreo.store.port import Advance, Checkpoint
 from choreo.store.projection import is_resting, row_of
 
@@ -192,9 +192,9 @@ class Shard:
             found.append((state, [timer for timer in timers(contract, state) if timer.at_ms <= now_ms]))
         return found
 
-    def postpone(self, saga_id: str, now_ms: int) -> None:
-        """Its timers were due and could not be appended."""
-        self.timers.set(saga_id, now_ms + EARLY_PAUSE_MS, self._active[saga_id].offset)
+    def postpone(self, saga_id: str, at_ms: int, now_ms: int) -> None:
+        """Its timer of ``at_ms`` was due and could not be appended."""
+        self.timers.pause(saga_id, at_ms, now_ms)
 
     def next_due_ms(self) -> int | None:
         """When ``due`` will have something; ``None`` if no timer is set."""

@@ -2,7 +2,8 @@
 
 A timer that fires appends a record, and the record counts only if the broker's clock agrees that it is time (rule 15).
 So a fired timer waits until its record is read back; if the saga still has it then, the broker's clock is behind
-ours, and it fires again after a pause.
+ours, and it fires again after a pause. The pause is by our clock, which may be wrong: should that be set back, pauses
+end, or what was fired an hour ahead would wait for that hour.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class Timers:
         self._at: dict[str, int] = {}
         self._heap: list[tuple[int, str]] = []
         self._fired: dict[str, _Fired] = {}
+        self._paused: dict[str, int] = {}  # the time that they have in truth
+        self._now_ms = 0
 
     def __len__(self) -> int:
         return len(self._at) + len(self._fired)
@@ -37,7 +40,17 @@ class Timers:
                 return  # what it appended is on its way back
             del self._fired[saga_id]
             if at_ms is not None and at_ms <= fired.at_ms:
-                at_ms = fired.at_ms + EARLY_PAUSE_MS
+                self.pause(saga_id, at_ms, fired.at_ms)
+                return
+        self._paused.pop(saga_id, None)
+        self._put(saga_id, at_ms)
+
+    def pause(self, saga_id: str, at_ms: int, now_ms: int) -> None:
+        """Its timer of ``at_ms`` was due ``now_ms``, in vain; try again a little later."""
+        self._paused[saga_id] = at_ms
+        self._put(saga_id, now_ms + EARLY_PAUSE_MS)
+
+    def _put(self, saga_id: str, at_ms: int | None) -> None:
         if at_ms is None:
             self._at.pop(saga_id, None)
         elif self._at.get(saga_id) != at_ms:
@@ -52,6 +65,9 @@ class Timers:
 
         Each has to be told about with ``fired`` or ``set``.
         """
+        if now_ms < self._now_ms:
+            self._end_pauses(now_ms)
+        self._now_ms = now_ms
         found: list[str] = []
         while len(found) < limit:
             earliest = self.next_ms()
@@ -61,6 +77,14 @@ class Timers:
             del self._at[saga_id]
             found.append(saga_id)
         return found
+
+    def _end_pauses(self, now_ms: int) -> None:
+        for saga_id, at_ms in self._paused.items():
+            if saga_id in self._at:
+                self._put(saga_id, at_ms)
+        self._paused.clear()
+        for saga_id, (at_ms, offset) in self._fired.items():
+            self._fired[saga_id] = _Fired(min(at_ms, now_ms), offset)
 
     def fired(self, saga_id: str, at_ms: int, offset: int) -> None:
         """Its records were appended at ``at_ms`` by our clock, the last one at ``offset``."""

@@ -59,6 +59,10 @@ PER_CALL: dict[str, tuple[float, float]] = {
     "cancelled_before_start": (0.01, 0.1),
     "started_again": (0.02, 0.3),
     "started_with_other_input": (0.02, 0.3),
+    "scheduled": (0.05, 0.4),
+    "signal_before_start": (0.05, 0.4),
+    "signal_withheld": (0.05, 0.4),
+    "signalled_twice": (0.05, 0.4),
     "left_stuck": (0.1, 0.5),  # of the stuck ones
 }
 """Probability of each, from and to, whenever there is occasion for it."""
@@ -70,6 +74,9 @@ PER_SECOND: dict[str, tuple[float, float]] = {
     "stalled_past_session": (0.01, 0.1),
     "rebalance_storm": (0.02, 0.2),
     "clock_stepped": (0.02, 0.2),
+    "log_clock_stepped": (0.02, 0.3),
+    "broker_away": (0.005, 0.05),
+    "cut_off": (0.01, 0.1),
     "poison": (0.02, 0.3),
     "old_record_again": (0.02, 0.5),
     "store_copied": (0.1, 0.5),

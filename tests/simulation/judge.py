@@ -204,7 +204,7 @@ class Judge:
         """A transaction has committed that made an effect, whatever was there before."""
         before = self.effects.rows.get(key)
         if before is not None:
-            self._violated("S6", before.saga_id, f"{process.name} makes {key}, which is {before.state}")
+            self._violated("S7", before.saga_id, f"{process.name} makes {key}, which is {before.state}")
             return
         self.make(process, key, builds_on)
 
@@ -212,7 +212,7 @@ class Judge:
         """A transaction has committed that undid an effect, whatever was there before."""
         saga_id = row_of(key, "undone").saga_id
         if not self._stands(key) and saga_id not in self._by_hand:
-            self._violated("S6", saga_id, f"{process.name} undoes {key}, which is {self.effects.rows.get(key)}")
+            self._violated("S4", saga_id, f"{process.name} undoes {key}, which is {self.effects.rows.get(key)}")
             return
         self.undo(process, key)
 
@@ -344,11 +344,14 @@ class Judge:
             return
         earliest_ms = -1
         if isinstance(record, RoundStarted):
-            earliest_ms = before.retry_at_ms or 0
+            earliest_ms = before.begins_ms if record.round == 1 else before.retry_at_ms or 0
         elif not record.run:
-            instance = before.instance((record.step, before.fold_round(record.start, record.round) or 0))
+            key = (record.step, before.fold_round(record.start, record.round) or 0)
+            instance = before.instance(key)
             due_ms = instance.due_ms if isinstance(record, StepFailed) else instance.compensation_due_ms
-            if isinstance(record, StepFailed) and before.failing and before.outcome is None:
+            if isinstance(record, StepFailed) and before.waits_for_signal(key):
+                due_ms = instance.signal_due_ms
+            elif isinstance(record, StepFailed) and before.failing and before.outcome is None:
                 due_ms = min(due_ms, before.failing_since_ms + contract.settle_ms)
             earliest_ms = due_ms + contract.grace_ms + 1
         if entry.at_ms < earliest_ms:
@@ -380,6 +383,8 @@ class Judge:
     def _asked(self, entry: Entry) -> tuple[Work, ...]:
         record, contract = entry.record, self.shape.contract
         match record:
+            case SagaStarted() if record.is_scheduled:
+                return ()
             case SagaStarted():
                 return tuple(Work(record.saga_id, record.start, step, 1) for step in contract.graph.roots)
             case StepCompleted() if not record.is_late(entry.at_ms):
@@ -419,12 +424,18 @@ class Judge:
         elif record.act == "resolve":
             places = [(step, *before.wire_round(saga_round)) for step, saga_round in Survey(before).uncompensated]
             keys = [Work(record.saga_id, start, step, saga_round).key for step, start, saga_round in places]
+            if before.only_forward:  # what is left is taken as done, whatever a failed run may have made of it
+                keys = [key for key in self.effects.standing(record.saga_id) if not self._is_in(before, key)]
         else:
             return
         self._by_hand.add(record.saga_id)
         for key in keys:
             self._note(f"by hand {key}".encode())
             self.effects.undo(key)
+
+    def _is_in(self, state: SagaState, key: str) -> bool:
+        row = row_of(key, "standing")
+        return row.start == state.start and state.standing.get(row.step) == row.round
 
     def _can_be_undone(self, key: str) -> bool:
         return self.shape.contract[row_of(key, "standing").step].compensation is not None

@@ -41,6 +41,8 @@ class Log(MemoryLog):
 
     Attributes:
         sender: of the next record.
+        away: nobody reaches the broker.
+        wrong_ms: what its clock is wrong by; it jumps forward or stands still, as append times never go back.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class Log(MemoryLog):
         *,
         session_timeout_ms: int,
     ) -> None:
-        super().__init__(now_ms, session_timeout_ms, session_timeout_ms // 3)
+        super().__init__(lambda: now_ms() + self.wrong_ms, session_timeout_ms, session_timeout_ms // 3)
+        self.away = False
+        self.wrong_ms = 0
         self.sender: Process | None = None
         self.messages: list[Message] = []
         self._on_append = on_append
@@ -65,7 +69,12 @@ class Log(MemoryLog):
 
 
 class Process:
-    """One life of a process. ``is_mortal`` is false for clients, whose deaths are nobody's concern."""
+    """One life of a process.
+
+    Attributes:
+        is_mortal: false for clients, whose deaths are nobody's concern.
+        cut_off: it does not reach the broker, and does not know.
+    """
 
     def __init__(
         self,
@@ -83,6 +92,7 @@ class Process:
         self.faults = faults
         self.clock = clock
         self.is_dead = False
+        self.cut_off = False
         self.task: asyncio.Task[None] | None = None
         self.consumers: list[FaultyConsumer] = []
         self._way: asyncio.Future[None] | None = None  # there while it is stalled
@@ -98,6 +108,16 @@ class Process:
             await asyncio.wait((self._way,))
         if self.is_dead:
             raise asyncio.CancelledError
+
+    @property
+    def reaches_broker(self) -> bool:
+        return not self.cut_off and not self.log.away
+
+    async def reach(self) -> None:
+        """Go on if the process does. Raises ``BrokerUnavailable`` if it does not reach the broker."""
+        await self.gate()
+        if not self.reaches_broker:
+            raise BrokerUnavailable("no way to the broker")
 
     async def pause(self, seconds: float) -> None:
         """Wait, and go on if the process does then."""
@@ -211,7 +231,7 @@ class FaultyBroker:
         await self._inner.close()
 
     async def _ask(self, question: Callable[[], Awaitable[T]]) -> T:
-        await self._process.gate()
+        await self._process.reach()
         if self._process.faults.happens("question_unanswered"):
             raise BrokerUnavailable("no answer")
         return await question()
@@ -238,7 +258,7 @@ class FaultyProducer:
                 if faults.happens("send_delayed"):
                     await process.pause(faults.seconds())
                 await asyncio.sleep(0)
-                await process.gate()
+                await process.reach()
             except asyncio.CancelledError:
                 if faults.happens("append_after_death"):  # the bytes had left the process
                     asyncio.get_running_loop().call_later(faults.seconds(), append)
@@ -285,6 +305,9 @@ class FaultyConsumer:
     async def poll(self, *, timeout_s: float, records_max: int = 500) -> Sequence[Message]:
         process, faults = self._process, self._process.faults
         await process.gate()
+        if not process.reaches_broker:
+            await process.pause(min(timeout_s, 0.5))
+            return ()
         if faults.happens("batch_torn"):
             records_max = faults.random.randint(1, 3)
         messages = await self.inner.poll(timeout_s=timeout_s, records_max=records_max)
@@ -300,9 +323,10 @@ class FaultyConsumer:
 
     async def commit(self, offsets: Mapping[TopicPartition, Committed]) -> None:
         process, faults = self._process, self._process.faults
-        await process.gate()
+        await process.reach()
         if faults.happens("commit_late"):
             await process.pause(faults.seconds(longest=15.0))
+            await process.reach()
         process.may_die("dies_before_commit")
         if faults.happens("commit_lost"):
             raise BrokerUnavailable("not committed")
@@ -314,13 +338,13 @@ class FaultyConsumer:
             raise BrokerUnavailable("committed, but who knows")
 
     async def committed(self, tp: TopicPartition) -> Committed | None:
-        await self._process.gate()
+        await self._process.reach()
         if self._process.faults.happens("question_unanswered"):
             raise BrokerUnavailable("no answer")
         return await self.inner.committed(tp)
 
     async def end_offset(self, tp: TopicPartition) -> int:
-        await self._process.gate()
+        await self._process.reach()
         return await self.inner.end_offset(tp)
 
     def seek(self, tp: TopicPartition, offset: int) -> None:
@@ -351,6 +375,9 @@ class FaultyReader:
 
     async def poll(self, *, timeout_s: float, records_max: int = 500) -> Sequence[Message]:
         await self._process.gate()
+        if not self._process.reaches_broker:
+            await self._process.pause(max(timeout_s, 0.2))
+            return ()
         if self._process.faults.happens("batch_torn"):
             records_max = self._process.faults.random.randint(1, 3)
         messages = await self._inner.poll(timeout_s=timeout_s, records_max=records_max)

@@ -26,5 +26,5 @@ def attempt(seed: int, *, sagas: int, inbox: bool = False) -> Result:
     """Run a seed; an error of the simulation itself counts against it, so that one seed does not end the others."""
     try:
         return simulate(seed, sagas=sagas, inbox=inbox)
-    except Exception:  # noqa: BLE001  # told with the seed
-        return Result(seed, "", 0, 0, 0.0, [f"R0 the simulation: {traceback.format_exc()}"])
+    except Exception as error:  # noqa: BLE001  # told with the seed
+        return Result(seed, "", 0, 0, 0.0, [f"R0 the simulation: {error!r}\n{traceback.format_exc()[-2_000:]}"])

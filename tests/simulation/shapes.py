@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from choreo import when
 from choreo.contract import Saga, Step
 from choreo.contract.policy import Retries
 
+FORWARD = Retries(limit=3, backoff_ms_base=200, backoff_ms_max=5_000)
 QUICK = Retries(limit=2, backoff_ms_base=50, backoff_ms_max=1_000)
 TIMES: dict[str, Any] = {"deadline": "2m", "settle": "25s", "grace": "2s"}
 STEP: dict[str, Any] = {
@@ -47,6 +49,26 @@ ORDER = Saga(
 )
 
 
+APPROVED = Saga(
+    "approved",
+    Step("screen", compensation="forget", **STEP),
+    Step("wrap", compensation="unwrap", after="screen", when=when.input("gift"), **STEP),
+    Step("pack", compensation="unpack", after="screen", deadline="30s", **STEP),
+    Step(
+        "release",
+        compensation="withhold",
+        after=("wrap", "pack"),
+        await_signal="approved",
+        signal_timeout="20s",
+        deadline="50s",
+        **STEP,
+    ),
+    Step("ship", compensation="recall", pivot=True, forward_retries=FORWARD, **STEP),
+    Step("bill", compensation="credit", forward_retries=FORWARD, **STEP),
+    **TIMES,
+)
+
+
 class Shape(NamedTuple):
     """A contract, and service → the steps it runs."""
 
@@ -69,6 +91,7 @@ SHAPES = (
             "notification": ("notify_customer",),
         },
     ),
+    Shape(APPROVED, {"office": ("screen", "release", "bill"), "warehouse": ("wrap", "pack", "ship")}),
 )
 
 SYNC_STEPS = frozenset({"third", "note", "notify_customer"})

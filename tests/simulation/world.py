@@ -13,6 +13,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -303,8 +305,11 @@ class World:
                 group.create_task(self._use(client, f"saga-{number}"))
 
     async def _use(self, client: Client, saga_id: str) -> None:
-        contract, order = self.shape.contract, {"number": saga_id}
+        contract, order = self.shape.contract, {"number": saga_id, "gift": self.random.random() < 0.5}
+        at = timedelta(seconds=self.faults.seconds(1.0, 30.0)) if self.faults.happens("scheduled") else None
         async with asyncio.TaskGroup() as group:
+            for name in contract.signals:
+                await self._signal(client, saga_id, name, group)
             if self.faults.happens("cancelled_before_start"):
                 await self._insist(client.cancel, contract, saga_id)
             if self.faults.happens("cancelled"):
@@ -313,10 +318,21 @@ class World:
                 group.create_task(self._later(client.start, contract, order, id=saga_id))
             if self.faults.happens("started_with_other_input"):
                 group.create_task(self._later(client.start, contract, {"other": saga_id}, id=saga_id))
-            if self.random.random() < 0.5:
-                await self._insist(client.start, contract, order, id=saga_id)
+            if self.random.random() < 0.5 or at is not None:
+                await self._insist(client.start, contract, order, id=saga_id, at=at)
             else:
                 await self._insist(self._wait_for, client, saga_id, order)
+
+    async def _signal(self, client: Client, saga_id: str, name: str, group: asyncio.TaskGroup) -> None:
+        if self.faults.happens("signal_withheld"):
+            return
+        send = partial(client.signal, self.shape.contract, saga_id, name, {"by": saga_id})
+        if self.faults.happens("signal_before_start"):
+            await self._insist(send)
+        else:
+            group.create_task(self._later(send))
+        if self.faults.happens("signalled_twice"):
+            group.create_task(self._later(send))
 
     async def _wait_for(self, client: Client, saga_id: str, order: object) -> None:
         start = input_hash(encode_user_value(order, content_type=self._content_type))
@@ -441,6 +457,36 @@ class World:
         self.say(f"a saga-log's clock is {clock.wrong_ms} ms wrong")
         return True
 
+    async def _log_clock_stepped(self) -> bool:
+        self.log.wrong_ms = self.faults.random.choice((-900, -300, 0, 300, 900))
+        self.say(f"the broker's clock is {self.log.wrong_ms} ms wrong")
+        return True
+
+    async def _broker_away(self) -> bool:
+        if self.log.away:
+            return False
+        self.say("the broker is away")
+        self.log.away = True
+        asyncio.get_running_loop().call_later(self.faults.seconds(0.5, 20.0), self._broker_back)
+        return True
+
+    def _broker_back(self) -> None:
+        self.say("the broker is back")
+        self.log.away = False
+
+    async def _cut_off(self) -> bool:
+        victim = self._victim()
+        if victim is None or victim.cut_off:
+            return False
+        self.say(f"{victim.name} is cut off")
+        victim.cut_off = True
+        asyncio.get_running_loop().call_later(self.faults.seconds(1.0, 30.0), self._reconnect, victim)
+        return True
+
+    def _reconnect(self, process: Process) -> None:
+        self.say(f"{process.name} is not cut off any more")
+        process.cut_off = False
+
     async def _poison(self) -> bool:
         """Bytes that are no record: garbage, or a record with its bytes damaged."""
         random = self.faults.random
@@ -479,8 +525,10 @@ class World:
     def _heal(self) -> None:
         self.say("the faults stop")
         self.faults.active = False
+        self.log.away, self.log.wrong_ms = False, 0
         for process in self._running.values():
             process.resume()
+            process.cut_off = False
         for keeper in self._saga_logs.values():
             keeper.clock.wrong_ms = 0
 

@@ -39,7 +39,7 @@ from choreo.messages.records import (
 )
 from choreo.observe.metrics import Metrics
 from choreo.saga_log import SagaLog
-from choreo.saga_log.timer import Timers
+from choreo.saga_log.timer import EARLY_PAUSE_MS, Timers
 from choreo.store import Advance, Checkpoint, Query, Store, open_store
 from choreo.store.memory import MemoryStore
 from tests.unit.by_hand import DIAMOND, LINE, T0, FakeClock, Pen, a_broker, a_pen, messages_of
@@ -1212,6 +1212,29 @@ def test_a_fired_timer_waits_until_its_record_is_read_back() -> None:
     timers.set("s", 2_000, offset=10)
     assert timers.next_ms() == 2_000
     assert len(timers) == 1
+
+
+def test_a_timer_that_fired_by_a_clock_that_was_ahead_does_not_wait_for_that_clock() -> None:
+    hour_ms = 3_600_000
+    timers = Timers()
+    timers.set("s", 1_000, 0)
+    assert timers.due(hour_ms, 10) == ["s"]
+    timers.fired("s", hour_ms, 5)
+    timers.set("s", 1_000, 5)
+    assert timers.next_ms() == hour_ms + EARLY_PAUSE_MS
+    assert timers.due(900, 10) == []  # the clock is set right
+    assert timers.due(1_000, 10) == ["s"]
+
+
+def test_a_clock_that_is_set_right_before_a_fired_record_is_read_back_delays_nothing() -> None:
+    hour_ms = 3_600_000
+    timers = Timers()
+    timers.set("s", 1_000, 0)
+    timers.due(hour_ms, 10)
+    timers.fired("s", hour_ms, 5)
+    assert timers.due(900, 10) == []
+    timers.set("s", 1_000, 5)
+    assert timers.due(1_000, 10) == ["s"]
 
 
 def test_timers_that_were_moved_or_taken_away_do_not_fire() -> None:

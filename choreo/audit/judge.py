@@ -16,12 +16,13 @@ import msgspec
 from choreo.audit.decisions import decision_said
 from choreo.audit.findings import Fault, FaultKind, Notice, NoticeKind
 from choreo.broker.port import Message, TopicPartition
+from choreo.contract.policy import NO_DUE_MS
 from choreo.contract.saga import Saga
 from choreo.core import Decision, SagaState, next_due_ms, record_of
 from choreo.core.commands import NULL
 from choreo.core.order import context_of
 from choreo.core.state import Key
-from choreo.ids import input_hash
+from choreo.ids import start_hash
 from choreo.messages.headers import CE_TYPE
 from choreo.messages.records import (
     CancelRefused,
@@ -217,8 +218,9 @@ class Judge:
                 return
 
     def _start(self, each: Folding, record: SagaStarted) -> None:
-        if record.start != input_hash(bytes(record.input)):
-            self._altered(each, "its input does not have the hash that it names")
+        named = start_hash(bytes(record.input), not_before_ms=record.not_before_ms, delay_ms=record.delay_ms)
+        if record.start != named:
+            self._altered(each, "its input and its time do not have the hash that it names")
 
     def _outcome(
         self, each: Folding, record: StepCompleted | StepFailed | StepCompensated | CompensationFailed
@@ -259,8 +261,9 @@ class Judge:
             if instance.effect is not None and f"completed:{record.run}" not in instance.runs:
                 self._second_run(each, record, instance.effect)
         # A trigger that is in the log twice was perhaps handled at its second place, and has a later due there.
-        if instance.due_ms and record.due_ms != instance.due_ms and record.saga_id not in self._repeated:
-            self._altered(each, f"its due is {record.due_ms}, that of its trigger {instance.due_ms}")
+        due_ms = NO_DUE_MS if record.step in each.contract.forward_only else instance.due_ms
+        if instance.due_ms and record.due_ms != due_ms and record.saga_id not in self._repeated:
+            self._altered(each, f"its due is {record.due_ms}, that of its trigger {due_ms}")
 
     def _second_run(self, each: Folding, record: StepCompleted, effect: bytes) -> None:
         self._repeated.add(record.saga_id)

@@ -62,7 +62,7 @@ def record_of(contract: Saga, state: SagaState, decision: Decision) -> AnyRecord
             **common,  # type: ignore[arg-type]
             generation=decision.generation,
             deadline_ms=contract[decision.step].compensation_deadline_ms,
-            input=msgspec.Raw(NULL[state.content_type]),
+            input=msgspec.Raw(user_input),
             effects={},
             settle=True,
         )

@@ -6,7 +6,7 @@ The functions work on a state of their own (``fold`` copies it) and return a not
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -242,7 +242,8 @@ def compensation_failed(
     if not record.run and not 0 < instance.compensation_due_ms < entry.at_ms - contract.grace_ms:
         return "early_timer"
     # Whether it ran again is still of use: an answer may come late, and "nothing to undo" does not cover a newer run.
-    _paid(state, Decision("compensate", *key, record.generation))  # as in ``step_failed`` (rule 20)
+    asked: Literal["settle", "compensate"] = "settle" if instance.settling else "compensate"
+    _paid(state, Decision(asked, *key, record.generation))  # as in ``step_failed`` (rule 20)
     may_stand = instance.may_stand or not instance.settling
     state.update(key, awaits_answer=False, stuck=True, may_stand=may_stand, compensation_failure=record.failure)
     _owe(state, Decision("stuck", key[0], key[1], record.generation))

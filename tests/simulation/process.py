@@ -306,7 +306,7 @@ class FaultyConsumer:
         process, faults = self._process, self._process.faults
         await process.gate()
         if not process.reaches_broker:
-            await process.pause(min(timeout_s, 0.5))
+            await process.pause(min(max(timeout_s, 0.05), 0.5))
             return ()
         if faults.happens("batch_torn"):
             records_max = faults.random.randint(1, 3)

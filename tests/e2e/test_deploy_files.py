@@ -314,7 +314,7 @@ def test_the_image_copies_only_what_is_there_and_not_ignored() -> None:
         if name == "COPY" and "--from" not in arguments
         for source in arguments.split()[:-1]
     ]
-    assert set(copied) == {"pyproject.toml", "README.md", "LICENSE", "choreo", "services"}
+    assert set(copied) == {"requirements/image.lock", "pyproject.toml", "README.md", "LICENSE", "choreo", "services"}
     assert [source for source in copied if not (ROOT / source).exists()] == []
     assert [source for source in copied if is_ignored(source)] == []
     assert is_ignored("tests")

@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 
+ENCRYPTION = "CHOREO_PAYLOAD_KEYS"
 SIGNING = ("CHOREO_SIGNING_KEY_FILE", "CHOREO_TRUST_FILE")
 
 
@@ -54,21 +55,26 @@ async def open_broker(url: str) -> Broker:
     ``kafka://host:9092,other:9092`` is Apache Kafka; ``sqlite:///relative.db`` and ``sqlite:////absolute.db`` the
     embedded broker, a file that several processes of one machine share; ``memory://name`` lives in this process,
     one for each name and event loop. If the environment names a signing key or whom to trust, all that is sent is
-    signed and all that is delivered is verified (``choreo.broker.signed``).
+    signed and all that is delivered is verified (``choreo.broker.signed``); if it names keys for payloads, these are
+    encrypted and decrypted (``choreo.broker.encrypted``).
 
     Raises:
         ConfigurationError: the URL has no known scheme, or lacks a part.
         BrokerUnavailable: nothing answers there.
     """
     broker = await _open(url)
-    if any(os.environ.get(name) for name in SIGNING):
-        from choreo.broker.signed import signed_by_settings
+    try:
+        if any(os.environ.get(name) for name in SIGNING):
+            from choreo.broker.signed import signed_by_settings
 
-        try:
-            return signed_by_settings(broker, os.environ)
-        except ConfigurationError:
-            await broker.close()
-            raise
+            broker = signed_by_settings(broker, os.environ)
+        if os.environ.get(ENCRYPTION):
+            from choreo.broker.encrypted import encrypted_by_settings
+
+            broker = encrypted_by_settings(broker, os.environ)
+    except BaseException:
+        await broker.close()
+        raise
     return broker
 
 

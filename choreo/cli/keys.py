@@ -9,6 +9,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from choreo.cli.exits import Exit, complain
+
 
 def new(
     key_id: Annotated[str, Parameter(help="The key's name, as payment-1; a rotated key gets another one.")],
@@ -75,6 +77,31 @@ def trust(
         ]
     sys.stdout.write("\n".join(lines))
     return 0
+
+
+def erase(
+    subject: Annotated[str, Parameter(help="What stands in the inputs at the path to the data subject, as 4711.")],
+    *,
+    keys: Annotated[Path, Parameter(env_var="CHOREO_PAYLOAD_KEYS", help="The directory of keys.")],
+    path: Annotated[
+        str, Parameter(env_var="CHOREO_PAYLOAD_SUBJECT", help="The path in inputs to the data subject, as customer.id.")
+    ],
+) -> int:
+    """Delete a data subject's key: what was encrypted with it can never be read again, by anyone.
+
+    Sagas of the subject that are still on their way cannot be handled afterwards: look for them first. Processes that
+    have the key in memory forget it within a minute.
+
+    Example: choreo keys erase 4711 --keys /var/lib/choreo/keys --path customer.id
+    """
+    from choreo.broker.encrypted.broker import named_subject
+    from choreo.broker.encrypted.keys import DirectoryKeys
+
+    store = DirectoryKeys(keys)
+    if not store.erase(store.id_of(named_subject(path, subject))):
+        complain(f"there is no key for {path} = {subject} in {keys}")
+        return Exit.NO
+    return Exit.DONE
 
 
 def _quoted(names: list[str]) -> list[str]:

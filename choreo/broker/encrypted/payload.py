@@ -1,8 +1,8 @@
 """Which parts of a record are the users', and how they are encrypted: AES-256-GCM (NIST SP 800-38D).
 
 An encrypted value stands where the value stood, as {"encrypted": 1, "key": id, "box": nonce and ciphertext in base64},
-each with a random nonce. What it is bound to (the saga's name and id) is authenticated with it, so that it cannot be moved
-to another saga. An encrypted text of a failure is the same in one string, ``encrypted:1:id:box``.
+each with a random nonce. What it is bound to (the saga's name and id) is authenticated with it, so that it cannot be
+moved to another saga. An encrypted text of a failure is the same in one string, ``encrypted:1:id:box``.
 """
 
 from __future__ import annotations

@@ -25,6 +25,19 @@ def is_saga_id(text: str) -> bool:
     return _SAGA_ID.match(text) is not None
 
 
+_PARTITION_KEYS = "choreo.partition/"
+
+
+def partition_key(number: int) -> str:
+    """A key for records that concern a partition and no saga; which partition it falls into, the broker says."""
+    return f"{_PARTITION_KEYS}{number}"
+
+
+def is_partition_key(text: str) -> bool:
+    """Whether the text is such a key, so that no saga may have it as its id."""
+    return text.startswith(_PARTITION_KEYS)
+
+
 def input_hash(encoded_input: bytes) -> str:
     """What tells one start of a saga id from another: SHA-256 of the encoded input, 16 hex digits."""
     return sha256(encoded_input).hexdigest()[:16]

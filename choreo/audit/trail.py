@@ -18,7 +18,7 @@ from choreo.contract.saga import Saga
 from choreo.core import Decision, Entry, SagaState, fold, refuse
 from choreo.core.state import Key, Note
 from choreo.errors import SagaNotFound
-from choreo.ids import compensate_id
+from choreo.ids import compensate_id, is_partition_key
 from choreo.messages.records import (
     CompensationFailed,
     Execute,
@@ -31,6 +31,7 @@ from choreo.messages.records import (
 )
 from choreo.saga_log.intake import Contracts, Refused, Unheld, contract_of, read_entry
 from choreo.saga_log.replay import records
+from choreo.saga_log.type_pause import TypePause, concerned
 from choreo.saga_log.window import Problem
 
 
@@ -77,6 +78,7 @@ class Trail:
         self._contracts = contracts
         self.state = SagaState(saga_id)
         self._waiting = False
+        self._type_pause = TypePause()
         self._offsets: dict[str, int] = {}  # of each record, by its id
         self._retry_asked: int | None = None
 
@@ -89,7 +91,7 @@ class Trail:
         """Fold the next messages; those of other sagas are passed over."""
         key = self.saga_id.encode()
         for message in messages:
-            if message.key == key:
+            if message.key == key or is_partition_key((message.key or b"").decode("utf-8", "replace")):
                 self._take(message)
 
     def _take(self, message: Message) -> None:
@@ -98,6 +100,10 @@ class Trail:
             self._refuse(message, entry)
             return
         before = self.state
+        if self._type_pause.see(entry):
+            if self.contract is not None and concerned([before]) and not self._waiting:
+                self._fold(message, self.contract, entry)
+            return
         contract = contract_of(self._contracts, before, entry.record)
         if isinstance(contract, Unheld):
             self._waiting = True
@@ -105,6 +111,12 @@ class Trail:
             if not isinstance(contract, Saga):
                 self._refuse(message, contract)
             return
+        if (pause := self._type_pause.before(before, entry.record)) is not None:
+            self._fold(message, contract, pause)
+        self._fold(message, contract, entry)
+
+    def _fold(self, message: Message, contract: Saga, entry: Entry) -> None:
+        before = self.state
         state, owed, note = fold(contract, before, entry)
         self.state = state
         caused_by = self._cause(entry.record, before)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from choreo.broker.port import TopicSpec
+from itertools import count
+
+from choreo.broker.port import Broker, TopicSpec
+from choreo.ids import partition_key
 
 CONTRACTS_TOPIC = "choreo.contracts"  # every version of every contract, keyed by name and version
 
@@ -50,3 +53,17 @@ def topic_specs(
         ),
         TopicSpec(name=CONTRACTS_TOPIC, partitions=1, compacted=True, replication_factor=replication_factor),
     )
+
+
+async def partition_keys(broker: Broker, topic: str) -> list[str]:
+    """A key for each partition of a saga's topic, under which records about the partition are written."""
+    left = set(range(await broker.partitions(topic)))
+    keys = []
+    for number in count():
+        if not left:
+            break
+        partition = await broker.partition_of(topic, partition_key(number))
+        if partition in left:
+            left.remove(partition)
+            keys.append(partition_key(number))
+    return keys

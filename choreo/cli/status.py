@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -62,8 +63,8 @@ def print_status(status: SagaStatus) -> None:
     took = f" after {duration_text(max(1, end_ms - began_ms))}" if status.finished_ms else ""
     again = f", round {status.round}" if status.round > 1 else ""
     console.print(Text(f"saga {status.saga} v{status.version} {status.saga_id}: {status.phase}{took}{again}"))
-    if status.phase == "scheduled":
-        console.print(f"begins {moment_text(status.begins_ms)}")
+    for line in _waits(status):
+        console.print(Text(line))
     if status.truncated:
         console.print("its start is not in the log (any more), or cannot be read; nothing will be decided for it")
     if status.dead_letters:
@@ -89,3 +90,16 @@ def print_status(status: SagaStatus) -> None:
             detail = f"for signal {step.signal}, until {moment_text(step.signal_due_ms)}"
         table.add_row(step.step, step.phase, Text(detail))
     console.print(table)
+
+
+def _waits(status: SagaStatus) -> Iterator[str]:
+    """What the whole saga waits for, in words."""
+    from choreo.cli.values import moment_text
+
+    if status.phase == "scheduled":
+        yield f"begins {moment_text(status.begins_ms)}"
+    for pause in status.paused:
+        what = "paused" if pause.of == "saga" else f"all sagas {status.saga} are paused"
+        by = f" by {pause.operator}" if pause.operator else ""
+        why = f": {pause.reason}" if pause.reason else ""
+        yield f"{what}{by} since {moment_text(pause.since_ms)}{why}"

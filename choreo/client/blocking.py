@@ -107,6 +107,14 @@ class BlockingClient:
         """See ``Client.signal``."""
         self._call(self._open().signal(saga, saga_id, name, payload, id=id, reason=reason, sent_by=sent_by))
 
+    def pause(self, saga: Saga, saga_id: str | None = None, *, operator: str, reason: str) -> None:
+        """See ``Client.pause``."""
+        self._call(self._open().pause(saga, saga_id, operator=operator, reason=reason))
+
+    def resume(self, saga: Saga, saga_id: str | None = None, *, operator: str, reason: str) -> None:
+        """See ``Client.resume``."""
+        self._call(self._open().resume(saga, saga_id, operator=operator, reason=reason))
+
     def act(self, saga: Saga, saga_id: str, act: Act, step: str, *, operator: str, reason: str) -> None:
         """See ``Client.act``."""
         self._call(self._open().act(saga, saga_id, act, step, operator=operator, reason=reason))

@@ -12,7 +12,7 @@ import msgspec
 from choreo.broker import open_broker
 from choreo.broker.port import Broker, Producer
 from choreo.broker.registry import Registry, ensure_saga_topics, register
-from choreo.broker.topics import saga_topic
+from choreo.broker.topics import partition_keys, saga_topic
 from choreo.client.outcome import completed_or_raise, within
 from choreo.client.schedule import StartTime, schedule_of
 from choreo.client.watch import OutcomeWatch
@@ -22,7 +22,7 @@ from choreo.core.commands import record_of
 from choreo.core.state import Decision, SagaState
 from choreo.core.status import SagaStatus, status_of
 from choreo.errors import ConfigurationError, DefinitionError, NotStuck, SagaNotFound
-from choreo.ids import SAGA_ID_PATTERN, is_saga_id, start_hash
+from choreo.ids import SAGA_ID_PATTERN, is_partition_key, is_saga_id, start_hash
 from choreo.messages.codec import encode, encode_user_value
 from choreo.messages.headers import CONTENT_TYPES, JSON, make_headers
 from choreo.messages.records import (
@@ -32,8 +32,12 @@ from choreo.messages.records import (
     Record,
     SagaCompensated,
     SagaCompleted,
+    SagaPaused,
+    SagaResumed,
     SagaStarted,
     SignalReceived,
+    TypePaused,
+    TypeResumed,
 )
 from choreo.saga_log.replay import fold_saga
 
@@ -249,6 +253,29 @@ class Client:
         await self._prepare(saga)
         await self._send(record, None)
 
+    async def pause(self, saga: Saga, saga_id: str | None = None, *, operator: str, reason: str) -> None:
+        """Hold a saga, or all sagas of this name, until ``resume``. Returns when the log has it.
+
+        What is in flight finishes; meanwhile no further step begins, and no command, round, time-out or outcome is
+        decided. Deadlines stand still. A cancel is kept, and takes effect when the saga goes on.
+
+        Args:
+            saga: its contract, in any version.
+            saga_id: one saga; by default all of this name, those too that start later.
+            operator, reason: who and why, for the audit.
+
+        Raises:
+            ConfigurationError: the id has characters that ids must not have.
+        """
+        await self._set_pause(saga, saga_id, SagaPaused, TypePaused, operator=operator, reason=reason)
+
+    async def resume(self, saga: Saga, saga_id: str | None = None, *, operator: str, reason: str) -> None:
+        """Let a saga, or all sagas of this name, go on. A saga goes on when neither it nor its type is paused.
+
+        Arguments and errors as for ``pause``.
+        """
+        await self._set_pause(saga, saga_id, SagaResumed, TypeResumed, operator=operator, reason=reason)
+
     async def act(self, saga: Saga, saga_id: str, act: Act, step: str, *, operator: str, reason: str) -> None:
         """Answer a stuck compensation as an operator. Returns when the log has the act.
 
@@ -299,6 +326,33 @@ class Client:
         await self._prepare(saga)
         await self._send(record, None)
 
+    async def _set_pause(
+        self,
+        saga: Saga,
+        saga_id: str | None,
+        of_saga: type[SagaPaused | SagaResumed],
+        of_type: type[TypePaused | TypeResumed],
+        *,
+        operator: str,
+        reason: str,
+    ) -> None:
+        about = {"saga": saga.name, "version": saga.version, "start": NO_START}
+        request = self._request()
+        await self._prepare(saga)
+        if saga_id is not None:
+            self._check_id(saga_id)
+            await self._send(
+                of_saga(**about, saga_id=saga_id, request=request, operator=operator, reason=reason),  # type: ignore[arg-type]
+                None,
+            )
+            return
+        broker, _ = self._connection()
+        for key in await partition_keys(broker, saga_topic(saga.name)):
+            await self._send(
+                of_type(**about, saga_id=key, request=request, operator=operator, reason=reason),  # type: ignore[arg-type]
+                None,
+            )
+
     def _start_record(
         self, saga: Saga, user_input: object, saga_id: str | None, at: StartTime | None = None
     ) -> SagaStarted:
@@ -320,6 +374,8 @@ class Client:
         )
 
     def _check_id(self, saga_id: str) -> None:
+        if is_partition_key(saga_id):
+            raise ConfigurationError(f"saga id {saga_id!r} is one of choreo's own; choose another prefix")
         if not is_saga_id(saga_id):
             raise ConfigurationError(f"saga id {saga_id!r} must match {SAGA_ID_PATTERN}")
 

@@ -19,7 +19,7 @@ from choreo.messages.records import Undone
 def decide(contract: Saga, state: SagaState) -> list[Decision]:
     """All that the state implies now, in order. Changes the state (the caller's own): every decision takes effect."""
     made: list[Decision] = []
-    if state.started:
+    if state.started and not state.is_paused:
         while _decide_once(contract, state, made):
             continue
     return made
@@ -29,6 +29,8 @@ def _decide_once(contract: Saga, state: SagaState, made: list[Decision]) -> bool
     """One round of decisions. True if the state changed, so that more may follow."""
     survey = Survey(state)
     state.round_ready = False
+    if _settle(state, survey, made):
+        return True
     if state.failing and state.outcome is None:
         return _go_back(contract, state, survey, made)
     # Forward, or after the outcome: what is unwanted is undone beside it (rule 12).
@@ -41,7 +43,7 @@ def _decide_once(contract: Saga, state: SagaState, made: list[Decision]) -> bool
 
 def _go_back(contract: Saga, state: SagaState, survey: Survey, made: list[Decision]) -> bool:
     if survey.in_flight:
-        return _settle(state, survey, made)  # first (rule 4)
+        return False  # settle first (rule 4)
     begun = any(instance.taken_down == state.round for instance in state.instances.values())
     own = [] if begun else [key for key in survey.candidates if _is_own(contract, state, survey, key)]
     own_pending = any(state.instance(key).own for key in (*survey.awaiting, *survey.stuck))
@@ -77,6 +79,7 @@ def _go_back(contract: Saga, state: SagaState, survey: Survey, made: list[Decisi
 def _settle(state: SagaState, survey: Survey, made: list[Decision]) -> bool:
     """Ask for what was given up before its due: it may still complete in time and trigger what builds on it (rule 15).
 
+    What a pause held is asked for likewise: a worker that knew nothing of the pause may be at it (rule 24).
     The command waits in the step's lane behind all that may complete it (rule 3), so its answer is the proof.
     """
     todo = [key for key in survey.in_flight if (one := state.instance(key)).settling and not one.awaits_answer]

@@ -21,6 +21,12 @@ class Timer(NamedTuple):
     record: StepFailed | CompensationFailed | RoundStarted
 
 
+def step_due_ms(contract: Saga, step: str, at_ms: int, saga_due_ms: int) -> int:
+    """The due of a step whose trigger was appended then."""
+    deadline_ms = contract[step].deadline_ms
+    return saga_due_ms if deadline_ms is None else min(saga_due_ms, at_ms + deadline_ms)
+
+
 def settle_due_ms(contract: Saga, state: SagaState, instance: Instance) -> int:
     """An in-flight instance's due; while the saga waits to go back, at most the settle limit after it began to."""
     if not state.failing or state.outcome is not None or state.only_forward:
@@ -31,6 +37,8 @@ def settle_due_ms(contract: Saga, state: SagaState, instance: Instance) -> int:
 def timers(contract: Saga, state: SagaState) -> list[Timer]:
     """All timers that are running, the earliest first."""
     found: list[Timer] = []
+    if state.is_paused:
+        return found
     for (step, saga_round), instance in state.instances.items():
         if (due_ms := _due_ms(contract, state, (step, saga_round), instance)) is not None:
             never_ran = not instance.in_flight
@@ -93,6 +101,8 @@ def timers(contract: Saga, state: SagaState) -> list[Timer]:
 def next_due_ms(contract: Saga, state: SagaState) -> int | None:
     """When the earliest timer fires; ``None`` if none is running."""
     earliest: int | None = None
+    if state.is_paused:
+        return None
     for key, instance in state.instances.items():
         if (due_ms := _due_ms(contract, state, key, instance)) is not None:
             at_ms = due_ms + contract.grace_ms + 1

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import msgspec
 
 from choreo.contract.saga import Saga
+from choreo.core.due import step_due_ms
+from choreo.core.pausing import PAUSING, take_up
 from choreo.core.state import Decision, Entry, First, Foreign, Instance, Key, Note, SagaState
 from choreo.core.survey import Survey
 from choreo.core.waiting import begin, signal_received, waits_on
@@ -108,10 +110,12 @@ def step_completed(contract: Saga, state: SagaState, entry: Entry, record: StepC
     instance = state.instance(key)
     late = record.is_late(entry.at_ms)
     seen = f"completed:{record.run}"
-    if seen in instance.runs:
+    (step, saga_round), chained = key, contract.graph.chained[key[0]]
+    if seen in instance.runs:  # a trigger once more, which matters where the first was held
+        _trigger(contract, state, chained if instance.triggered and not late else (), saga_round, entry.at_ms)
         return "duplicate"
+    take_up(state, key)
     instance = _settled(state, key)
-    step, saga_round = key
     on_time = instance.triggered and not late  # what nothing in the log asked for triggers nothing either
     first = instance.first
     if instance.in_flight:
@@ -133,8 +137,7 @@ def step_completed(contract: Saga, state: SagaState, entry: Entry, record: StepC
         may_stand=True,
         ran_again=instance.ran_again or instance.awaits_answer or instance.stuck,
     )
-    if on_time and not instance.completed:
-        _trigger(contract, state, contract.graph.chained[step], saga_round, entry.at_ms)
+    _trigger(contract, state, chained if on_time else (), saga_round, entry.at_ms)
     if _stands(state, key):
         return None if instance.in_flight else "duplicate"
     if state.outcome is not None:
@@ -156,6 +159,7 @@ def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFail
     seen = f"failed:{record.run}"
     if seen in instance.runs:
         return "duplicate"
+    take_up(state, key)
     instance = _settled(state, key)
     if record.abort:
         _abort(state, key)
@@ -201,12 +205,13 @@ def step_compensated(contract: Saga, state: SagaState, entry: Entry, record: Ste
     offer, substitute = instance.offer, instance.substitute
     turning = state.outcome is None and state.failing and state.round in (key[1], instance.taken_down)
     bound = not state.only_forward  # else no cancel, abort or deadline keeps the saga from its end (rule 17)
-    blocked = not turning or (bound and (state.cancelled or state.aborted or entry.at_ms > state.due_ms))
+    due_ms = state.due_at_ms(entry.at_ms)
+    blocked = not turning or (bound and (state.cancelled or state.aborted or entry.at_ms > due_ms))
     if record.verdict == "abort":
         _abort(state, key)
     elif record.verdict == "retry":
         at_ms = entry.at_ms + record.backoff_ms
-        if blocked or record.retry_limit <= state.round or (bound and at_ms > state.due_ms):
+        if blocked or record.retry_limit <= state.round or (bound and at_ms > due_ms):
             note = "retry_refused"
         else:
             state.retry_at_ms = max(state.retry_at_ms or 0, at_ms)
@@ -239,6 +244,8 @@ def compensation_failed(
     instance = state.instance(key)
     if record.generation != instance.generation or not instance.awaits_answer:
         return "duplicate" if 0 < record.generation <= instance.generation else "stale"
+    if not record.run and state.is_paused:
+        return "held"
     if not record.run and not 0 < instance.compensation_due_ms < entry.at_ms - contract.grace_ms:
         return "early_timer"
     # Whether it ran again is still of use: an answer may come late, and "nothing to undo" does not cover a newer run.
@@ -289,6 +296,8 @@ def _act_forward(contract: Saga, state: SagaState, entry: Entry, record: Operato
 
 def round_started(contract: Saga, state: SagaState, entry: Entry, record: RoundStarted) -> Note | None:
     """Forward again, when everything that the round redoes is undone and its backoff is over (rule 9)."""
+    if state.is_paused and record.round > (0 if state.scheduled else state.round):
+        return "held"
     if state.scheduled and record.round == 1:
         return begin(state, entry)
     if record.round <= state.round:
@@ -313,7 +322,7 @@ def execute(contract: Saga, state: SagaState, entry: Entry, record: Execute, key
     if not _paid(state, Decision("execute", *key)):
         return "duplicate" if state.instance(key).triggered else "not_decided"
     if not state.instance(key).due_ms:
-        state.update(key, due_ms=_due_ms(contract, key[0], entry.at_ms, record.saga_due_ms))
+        state.update(key, due_ms=step_due_ms(contract, key[0], entry.at_ms, record.saga_due_ms))
     return None
 
 
@@ -368,6 +377,7 @@ OF_SAGA: dict[type[Record], Callable[[Saga, SagaState, Entry, Any], Note | None]
     SagaStarted: saga_started,
     CancelRequested: cancel_requested,
     SignalReceived: signal_received,
+    **PAUSING,
     RoundStarted: round_started,
     SagaCompleted: saga_ended,
     SagaCompensated: saga_ended,
@@ -389,14 +399,15 @@ OF_STEP: dict[type[Record], Callable[[Saga, SagaState, Entry, Any, Key], Note | 
 }
 """Records about one step instance."""
 
-BEFORE_START = (SagaStarted, CancelRequested, SignalReceived)
+BEFORE_START: tuple[type[Record], ...] = (SagaStarted, CancelRequested, SignalReceived, *PAUSING)
 """The records that mean something before the start is in the log."""
 
 
 def evolve(contract: Saga, state: SagaState, entry: Entry) -> Note | None:
     """Apply one record to a state of the caller's own. Total: what does not fit is noted and changes nothing."""
     record = entry.record
-    state.offset, state.updated_ms = entry.offset, entry.at_ms
+    if entry.offset > state.offset:  # a pause of its type may be older than the saga
+        state.offset, state.updated_ms = entry.offset, entry.at_ms
     if not state.started and not isinstance(record, BEFORE_START):
         state.truncated = True
         return "before_start"
@@ -417,13 +428,11 @@ def _trigger(contract: Saga, state: SagaState, steps: tuple[str, ...], saga_roun
     _, saga_due_ms = state.lineage(saga_round)
     for step in steps:
         instance = state.instance((step, saga_round))
-        if not instance.due_ms:
-            state.update((step, saga_round), triggered=True, due_ms=_due_ms(contract, step, at_ms, saga_due_ms))
-
-
-def _due_ms(contract: Saga, step: str, at_ms: int, saga_due_ms: int) -> int:
-    deadline_ms = contract[step].deadline_ms
-    return saga_due_ms if deadline_ms is None else min(saga_due_ms, at_ms + deadline_ms)
+        if state.is_paused:
+            if not instance.triggered:
+                state.update((step, saga_round), held=True)
+        elif not instance.due_ms:
+            state.update((step, saga_round), triggered=True, due_ms=step_due_ms(contract, step, at_ms, saga_due_ms))
 
 
 def _fail(state: SagaState, at_ms: int) -> None:

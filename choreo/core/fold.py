@@ -10,6 +10,7 @@ from choreo.contract.saga import Saga
 from choreo.core.decide import decide
 from choreo.core.evolve import evolve
 from choreo.core.state import Decision, Entry, Note, SagaState
+from choreo.messages.records import TypePaused
 
 
 class Folded(NamedTuple):
@@ -30,12 +31,14 @@ def fold(contract: Saga, state: SagaState, entry: Entry) -> Folded:
 
     A record at or before ``state.offset`` has been folded already and changes nothing.
     """
-    if entry.offset <= state.offset:
+    if entry.offset <= state.offset and not isinstance(entry.record, TypePaused):  # a saga learns of it when it starts
         return Folded(state, (), "duplicate")
     draft = state.copy()
     owed_before = draft.owed
     note = evolve(contract, draft, entry)
     decide(contract, draft)
+    if draft.type_pause is not None and draft.is_settled:
+        draft.type_pause = None  # it holds what is not over yet; a saga that is over learns of no resumption
     owed = draft.owed if not owed_before else tuple(one for one in draft.owed if one not in owed_before)
     return Folded(draft, owed, note)
 

@@ -33,6 +33,7 @@ Note = Literal[
     "unknown_step",  # names a step that the contract does not have
     "unknown_signal",  # no step of the contract waits for it
     "signal_repeated",  # another signal of this name came before, and that one counts
+    "held",  # a timer's record while the saga is paused
     "overdue",  # past the due of a step that no deadline ends: it only alerts
     "cancel_deferred",  # the pivot has begun, and its outcome decides
     "repair",  # something may stand although the outcome is decided
@@ -113,6 +114,8 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
         stuck: its compensation failed for good, or it is ``exhausted``.
         exhausted: at the pivot or past it, it has failed as often as it may (rule 17).
         overdue: it is past its due, which only alerts, and that was noted.
+        held: its trigger is in the log behind a pause: it is not in flight, but a worker that does not know of the
+            pause may run it all the same (rule 24).
         signal_due_ms: due of the wait for its signal, from when all that it builds on stood; 0 if it never waited.
         offer: ``continue`` was answered (``offered``), or a substitute stands in its place (``taken``).
         substitute: the substitute's effect; ``None`` for a step that stands without one.
@@ -137,6 +140,7 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
     stuck: bool = False
     exhausted: bool = False
     overdue: bool = False
+    held: bool = False
     signal_due_ms: int = 0
     compensation_failure: Failure | None = None
     offer: Literal["", "offered", "taken"] = ""
@@ -171,6 +175,19 @@ class Signal(msgspec.Struct, frozen=True):
     sent_by: str = ""
 
 
+class Pause(msgspec.Struct, frozen=True):
+    """A pause in force.
+
+    Attributes:
+        since_ms: append time of its record.
+        operator, reason: who and why, for people.
+    """
+
+    since_ms: int
+    operator: str = ""
+    reason: str = ""
+
+
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the saga ended, fixed when it was decided (rule 14).
 
@@ -194,6 +211,8 @@ class SagaState(msgspec.Struct, omit_defaults=True):
         started_ms, due_ms: append time of the start, and when the saga began plus its deadline.
         scheduled: a scheduled start whose time has not come: nothing of it runs before ``RoundStarted``.
         begins_ms: when a scheduled saga begins or began; 0 if it was not scheduled.
+        pause, type_pause: of this saga, and of all of its type; nothing is decided while one is in force.
+        paused_since_ms: when the first of those in force began; 0 for none.
         signals: by name, the signals that were received before the outcome.
         round: the current one.
         failing: on the way back, or waiting to settle before it.
@@ -228,6 +247,9 @@ class SagaState(msgspec.Struct, omit_defaults=True):
     due_ms: int = 0
     scheduled: bool = False
     begins_ms: int = 0
+    pause: Pause | None = None
+    type_pause: Pause | None = None
+    paused_since_ms: int = 0
     signals: dict[str, Signal] = {}
     round: int = 1
     failing: bool = False
@@ -286,7 +308,14 @@ class SagaState(msgspec.Struct, omit_defaults=True):
             self.outcome is not None
             and not self.owed
             and not any(i.in_flight or i.awaits_answer or i.stuck for i in self.instances.values())
+            and not (self.is_paused and any(self._is_left_over(key) for key in self.instances))
         )
+
+    def _is_left_over(self, key: Key) -> bool:
+        """Whether something will be decided about the instance when the saga is no longer paused."""
+        instance = self.instances[key]
+        wanted = self.standing.get(key[0]) == key[1] and instance.offer != "taken"
+        return instance.held or instance.settling or (instance.may_stand and not wanted)
 
     def copy(self) -> SagaState:
         """A state of its own to work on: containers are copied, the frozen values in them shared."""
@@ -321,6 +350,16 @@ class SagaState(msgspec.Struct, omit_defaults=True):
             and not self.failing
             and self.outcome is None
         )
+
+    @property
+    def is_paused(self) -> bool:
+        return self.pause is not None or self.type_pause is not None
+
+    def due_at_ms(self, at_ms: int) -> int:
+        """The saga's due as it is then: while the saga is paused, its deadline does not run."""
+        if not self.is_paused:
+            return self.due_ms
+        return self.due_ms + max(0, at_ms - max(self.paused_since_ms, self.began_ms))
 
     @property
     def waits_for_begin(self) -> bool:

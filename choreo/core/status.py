@@ -8,7 +8,7 @@ import msgspec
 
 from choreo.contract.saga import Saga
 from choreo.core.commands import remaining
-from choreo.core.state import Instance, Phase, SagaState
+from choreo.core.state import Instance, Pause, Phase, SagaState
 from choreo.messages.codec import decode_user_value
 from choreo.messages.records import Failure, Undone
 
@@ -48,6 +48,21 @@ class StepStatus(msgspec.Struct, frozen=True, kw_only=True):
     signal_due_ms: int = 0
 
 
+class PauseStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A pause in force.
+
+    Attributes:
+        of: ``saga``, or ``type`` for all sagas of its name.
+        since_ms: append time of its record.
+        operator, reason: who and why.
+    """
+
+    of: Literal["saga", "type"]
+    since_ms: int
+    operator: str
+    reason: str
+
+
 class SagaStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Where a saga is.
 
@@ -56,6 +71,7 @@ class SagaStatus(msgspec.Struct, frozen=True, kw_only=True):
         started_ms, updated_ms, finished_ms, due_ms: Unix epoch, the broker's clock; 0 for "not yet".
         begins_ms: when a scheduled saga begins or began; 0 if its start was not scheduled.
         signals: the names of those that were received.
+        paused: the pauses that hold it; while there is one nothing is decided, and no further step begins.
         step, failure: the first failure of the current round.
         compensations: what was undone so far, in order.
         remaining: what is still to be undone, in order.
@@ -82,6 +98,7 @@ class SagaStatus(msgspec.Struct, frozen=True, kw_only=True):
     dead_letters: int = 0
     begins_ms: int = 0
     signals: tuple[str, ...] = ()
+    paused: tuple[PauseStatus, ...] = ()
 
 
 def status_of(contract: Saga, state: SagaState) -> SagaStatus:
@@ -109,6 +126,16 @@ def status_of(contract: Saga, state: SagaState) -> SagaStatus:
         dead_letters=state.dead_letters,
         begins_ms=state.begins_ms,
         signals=tuple(state.signals),
+        paused=_pauses(state),
+    )
+
+
+def _pauses(state: SagaState) -> tuple[PauseStatus, ...]:
+    pauses: dict[Literal["saga", "type"], Pause | None] = {"saga": state.pause, "type": state.type_pause}
+    return tuple(
+        PauseStatus(of=of, since_ms=pause.since_ms, operator=pause.operator, reason=pause.reason)
+        for of, pause in pauses.items()
+        if pause is not None
     )
 
 

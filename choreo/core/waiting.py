@@ -38,6 +38,8 @@ def waits_on(contract: Saga, state: SagaState, entry: Entry, key: Key) -> Note |
     for_signal = state.waits_for_signal(key)
     if not instance.in_flight and not for_signal:
         return "stale"
+    if state.is_paused:
+        return "held"
     due_ms = instance.signal_due_ms if for_signal else settle_due_ms(contract, state, instance)
     if not due_ms or entry.at_ms <= due_ms + contract.grace_ms:
         return "early_timer"

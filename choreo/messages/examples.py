@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 
 from choreo.contract import Saga
-from choreo.ids import input_hash
+from choreo.ids import input_hash, partition_key
 from choreo.messages.records import (
+    NO_START,
     CancelRefused,
     CancelRequested,
     Compensate,
@@ -20,6 +21,8 @@ from choreo.messages.records import (
     RoundStarted,
     SagaCompensated,
     SagaCompleted,
+    SagaPaused,
+    SagaResumed,
     SagaStarted,
     SagaStuck,
     SignalReceived,
@@ -28,6 +31,8 @@ from choreo.messages.records import (
     StepCompleted,
     StepFailed,
     StepSkipped,
+    TypePaused,
+    TypeResumed,
     Undone,
 )
 
@@ -51,6 +56,7 @@ def examples(saga: Saga) -> dict[type[Record], Record]:
     rejected = Failure(kind="rejected", code="not_possible", message="refused by the other side")
     crashed = Failure(kind="crashed", message="connection reset", exception_type="builtins.ConnectionResetError")
     step: dict[str, Any] = {**about, "step": first.name}
+    of_type: dict[str, Any] = {**about, "saga_id": partition_key(0), "start": NO_START}
     command: dict[str, Any] = {**step, "generation": 1}
     records: tuple[Record, ...] = (
         SagaStarted(
@@ -62,6 +68,10 @@ def examples(saga: Saga) -> dict[type[Record], Record]:
         ),
         CancelRequested(**about, request=_REQUEST, reason="changed my mind", requested_by="customer"),
         SignalReceived(**about, request=_REQUEST, name="approved", payload=msgspec.Raw(b'{"by":"anna"}')),
+        SagaPaused(**about, request=_REQUEST, operator="anna", reason="asking the customer"),
+        SagaResumed(**about, request=_REQUEST, operator="anna", reason="the customer wants it"),
+        TypePaused(**of_type, request=_REQUEST, operator="anna", reason="the bank is moving house"),
+        TypeResumed(**of_type, request=_REQUEST, operator="anna", reason="the bank is back"),
         OperatorActed(**command, act="retry", request=_REQUEST, operator="anna", reason="the other side is back"),
         StepCompleted(
             **step,

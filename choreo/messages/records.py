@@ -15,15 +15,13 @@ from typing import Annotated, Literal
 import msgspec
 
 from choreo import ids
-from choreo.messages import values
+from choreo.messages import base, pauses, values
 from choreo.messages.values import (
     Counter,
     Effects,
     Millis,
     Round,
     RunId,
-    SagaId,
-    SagaName,
     ScheduleMillis,
     StartHash,
     StepName,
@@ -37,44 +35,13 @@ FailureKind = values.FailureKind
 KnownEffect = Literal["none", "unknown"]
 Verdict = Literal["proceed", "retry", "continue", "abort"]
 Failure = values.Failure
+Record = base.Record
+StepRecord = base.StepRecord
+SagaPaused = pauses.SagaPaused
+SagaResumed = pauses.SagaResumed
+TypePaused = pauses.TypePaused
+TypeResumed = pauses.TypeResumed
 Undone = values.Undone
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
-    """What all records have.
-
-    Attributes:
-        saga: the contract's name.
-        version: the contract's version.
-        saga_id: the key.
-        start: hash of the input of the start that this descends from (protocol rule 13).
-    """
-
-    saga: SagaName
-    version: Round
-    saga_id: SagaId
-    start: StartHash
-
-    @property
-    def id(self) -> str:
-        raise NotImplementedError
-
-
-class StepRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """What all records about one step in one round have.
-
-    Attributes:
-        step: the step's name in the contract.
-        round: 1, and one more with every forward retry of the saga.
-    """
-
-    step: StepName
-    round: Round = 1
-
-    @property
-    def instance(self) -> str:
-        """The id of the step instance: the stem of the record's own id."""
-        return ids.instance_id(self.saga_id, self.start, self.step, self.round)
 
 
 class SagaStarted(Record, frozen=True, kw_only=True, omit_defaults=True, tag="saga_started"):
@@ -248,7 +215,7 @@ class Execute(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="ex
     input: msgspec.Raw
     effects: Effects
     key_round: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
-    signals: Effects = {}
+    signals: Effects = msgspec.field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -294,7 +261,7 @@ class Compensate(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag=
     own: bool = False
     settle: bool = False
     remaining: tuple[StepName, ...] = ()
-    signals: Effects = {}
+    signals: Effects = msgspec.field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -462,6 +429,10 @@ AnyRecord = (
     SagaStarted
     | CancelRequested
     | SignalReceived
+    | SagaPaused
+    | SagaResumed
+    | TypePaused
+    | TypeResumed
     | OperatorActed
     | StepCompleted
     | StepFailed

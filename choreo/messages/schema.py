@@ -36,6 +36,8 @@ from choreo.messages.records import (
     RoundStarted,
     SagaCompensated,
     SagaCompleted,
+    SagaPaused,
+    SagaResumed,
     SagaStarted,
     SagaStuck,
     SignalReceived,
@@ -44,6 +46,8 @@ from choreo.messages.records import (
     StepCompleted,
     StepFailed,
     StepSkipped,
+    TypePaused,
+    TypeResumed,
     Undone,
 )
 
@@ -61,7 +65,16 @@ _PARTS: tuple[type[msgspec.Struct], ...] = (
     *CONDITION_TYPES,
 )
 _STRUCTS: dict[str, type[msgspec.Struct]] = {kind.__name__: kind for kind in (*RECORD_TYPES, *_PARTS)}
-_CLIENT_SENDS = (SagaStarted, CancelRequested, SignalReceived, OperatorActed)
+_CLIENT_SENDS = (
+    SagaStarted,
+    CancelRequested,
+    SignalReceived,
+    SagaPaused,
+    SagaResumed,
+    TypePaused,
+    TypeResumed,
+    OperatorActed,
+)
 _CLIENT_AWAITS = (SagaCompleted, SagaCompensated, SagaStuck, StartRefused, CancelRefused)
 _SAGA_LOG_SENDS = (
     *(Execute, StepSkipped, Compensate, RoundStarted, StepFailed, CompensationFailed),
@@ -218,7 +231,9 @@ def _operations(saga: Saga) -> Document:
             )
     operations["saga-log.fold"] = _operation("receive", "Folds all records into each saga's state.", *RECORD_TYPES)
     operations["saga-log.decide"] = _operation("send", "Commands, decisions and outcomes.", *_SAGA_LOG_SENDS)
-    operations["client.ask"] = _operation("send", "Starts, cancels, signals; an operator acts.", *_CLIENT_SENDS)
+    operations["client.ask"] = _operation(
+        "send", "Starts, cancels, signals; an operator pauses, resumes, acts.", *_CLIENT_SENDS
+    )
     operations["client.await"] = _operation("receive", "Waits for the answer.", *_CLIENT_AWAITS)
     return operations
 

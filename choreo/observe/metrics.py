@@ -93,6 +93,7 @@ class Metrics:
         self.sagas_started = counter("sagas_started", "Sagas whose start was folded.", "saga")
         self.sagas_finished = counter("sagas_finished", "Sagas with an outcome.", "saga", "outcome")
         self.sagas_in_progress = gauge("sagas_in_progress", "Sagas without an outcome, by phase.", "saga", "phase")
+        self.sagas_paused = gauge("sagas_paused", "Sagas that are not over and are paused.", "saga")
         self.saga_duration = histogram(
             "saga_duration_seconds",
             "Append of the start, or the time that it is scheduled for, to append of the outcome.",

@@ -74,6 +74,7 @@ class Accounts:
             for phase in IN_PROGRESS:
                 number = sum(shard.phases[phase] for shard in mine)
                 self._metrics.sagas_in_progress.labels(saga, phase.value).set(number)
+            self._metrics.sagas_paused.labels(saga).set(sum(shard.paused for shard in mine))
             self._metrics.timers_pending.labels(saga).set(sum(len(shard.timers) for shard in mine))
             dues = [due_ms for shard in mine if (due_ms := shard.next_due_ms()) is not None]
             self._metrics.timer_lag.labels(saga).set(max(now_ms - min(dues), 0) / 1_000 if dues else 0)

@@ -22,6 +22,7 @@ from choreo.core import SagaState, fold, refuse
 from choreo.saga_log.intake import Refused, Unheld, contract_of, read_entry
 from choreo.saga_log.replay import records
 from choreo.saga_log.shard import mark_of
+from choreo.saga_log.type_pause import TypePause, concerned
 from choreo.store.inspection import Contents, Inspection
 from choreo.store.port import Row
 from choreo.store.projection import encoded, is_resting, row_of, state_of
@@ -164,6 +165,8 @@ async def _check(
             if message.offset == contents.checkpoint.offset - 1 and mark_of(message) != mark:
                 checked.differ(tp, "", "checkpoint.mark", mark, f"{mark_of(message)}: the store is of another log")
                 return 0
+    if part.type_pause.stored != contents.checkpoint.type_pause:
+        checked.differ(tp, "", "checkpoint.type_pause", contents.checkpoint.type_pause, part.type_pause.stored)
     sagas = sorted(contents.rows.keys() | part.ids())
     for saga_id in sagas:
         row = contents.rows.get(saga_id)
@@ -234,6 +237,7 @@ class _Part:
 
     Attributes:
         unfolded: sagas that cannot be folded here, because their contract is not registered any more.
+        type_pause: of all sagas, if it is in force.
     """
 
     def __init__(
@@ -247,12 +251,17 @@ class _Part:
         self._states: dict[str, SagaState] = {}
         self._resting: dict[str, bytes] = {}
         self._contracts: dict[str, Saga] = {}
+        self.type_pause = TypePause()
 
     def take(self, message: Message) -> None:
         """Fold the next message as a saga-log would have."""
         entry = read_entry(message, self._checked.saga)
         if isinstance(entry, Refused):
             self._refuse(message)
+            return
+        if self.type_pause.see(entry):
+            for each in concerned(self._states.values()):
+                self._put(each.saga_id, fold(self._contracts[each.saga_id], each, entry).state)
             return
         saga_id = entry.record.saga_id
         if saga_id in self.unfolded or message.offset in self._parked.get(saga_id, ()):
@@ -267,6 +276,8 @@ class _Part:
             self._checked.differ(self._tp, saga_id, "saga", "not compared", str(contract))
             return
         self._contracts[saga_id] = contract
+        if (pause := self.type_pause.before(state, entry.record)) is not None:
+            state = fold(contract, state, pause).state
         self._put(saga_id, fold(contract, state, entry).state)
 
     def _refuse(self, message: Message) -> None:

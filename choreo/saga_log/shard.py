@@ -28,6 +28,7 @@ from choreo.core import Decision, Entry, Folded, Phase, SagaState, Timer, fold, 
 from choreo.saga_log.intake import Contracts, Refused, Unheld, contract_of, read_entry
 from choreo.saga_log.kept import Kept
 from choreo.saga_log.timer import Timers
+from choreo.saga_log.type_pause import TypePause, concerned
 from choreo.store.port import Advance, Checkpoint
 from choreo.store.projection import is_resting, row_of
 
@@ -103,6 +104,8 @@ class Shard:
         self.timers = Timers()
         self._contracts = contracts
         self._checkpoint = checkpoint
+        self._type_pause = TypePause("" if checkpoint is None else checkpoint.type_pause)
+        self._paused: set[str] = set()
         self._last: Message | None = None
         self._active = Kept(active_max)
         self._resting: OrderedDict[str, SagaState] = OrderedDict()
@@ -209,7 +212,7 @@ class Shard:
         """What has to be saved; ``None`` if nothing has changed."""
         checkpoint = self._checkpoint
         if self._last is not None:
-            checkpoint = Checkpoint(self.offset, mark_of(self._last))
+            checkpoint = Checkpoint(self.offset, mark_of(self._last), self._type_pause.stored)
         if checkpoint is None or (checkpoint == self._checkpoint and not self._changed and not self._released):
             return None
         return Advance(
@@ -248,6 +251,11 @@ class Shard:
             return []
         return [self._active[saga_id] for saga_id, phase in self._phase_counted.items() if phase is Phase.STUCK]
 
+    @property
+    def paused(self) -> int:
+        """How many sagas that are not over are paused."""
+        return len(self._paused)
+
     def states(self) -> Mapping[str, SagaState]:
         """All states in memory, those that rest included."""
         return {**self._resting, **{saga_id: self._active[saga_id] for saga_id in self._active}}
@@ -258,6 +266,11 @@ class Shard:
         entry = read_entry(message, self.saga)
         if isinstance(entry, Refused):
             self._refuse(message, entry, applied)
+            return
+        if self._type_pause.see(entry):
+            for state in (each for saga_id in tuple(self._active) for each in concerned([self._active[saga_id]])):
+                if (held := self._contract(state)) is not None:
+                    self._fold(held, state, entry, applied)
             return
         saga_id = entry.record.saga_id
         if saga_id in self.parked:
@@ -270,10 +283,16 @@ class Shard:
         elif isinstance(contract, Unheld):
             self._park(message, contract, applied)
         else:
-            folded = fold(contract, before, entry)
-            self._put(before, folded.state)
-            self._changed[saga_id] = contract
-            applied.seen.append(Seen(entry, before, folded))
+            if (pause := self._type_pause.before(before, entry.record)) is not None:
+                before = self._fold(contract, before, pause, applied)
+            self._fold(contract, before, entry, applied)
+
+    def _fold(self, contract: Saga, before: SagaState, entry: Entry, applied: Applied) -> SagaState:
+        folded = fold(contract, before, entry)
+        self._put(before, folded.state)
+        self._changed[before.saga_id] = contract
+        applied.seen.append(Seen(entry, before, folded))
+        return folded.state
 
     def _refuse(self, message: Message, why: Refused, applied: Applied) -> None:
         """It goes to the dead letters; the saga whose key it has, if there is one, is marked."""
@@ -298,6 +317,10 @@ class Shard:
 
     def _put(self, before: SagaState, state: SagaState) -> None:
         saga_id = state.saga_id
+        if state.is_paused and not is_resting(state):
+            self._paused.add(saga_id)
+        elif self._paused:
+            self._paused.discard(saga_id)
         if is_resting(state):
             self._active.discard(saga_id)
             self._resting[saga_id] = state

@@ -18,7 +18,9 @@ from choreo.broker.port import Message, TopicPartition
 from choreo.contract.saga import Saga
 from choreo.core import Entry, SagaState, fold, refuse
 from choreo.core.fold import Folded
+from choreo.ids import is_partition_key
 from choreo.saga_log.intake import Contracts, Refused, Unheld, contract_of, read_entry
+from choreo.saga_log.type_pause import TypePause, concerned
 
 SETTLED_KEPT = 2_000
 PROBLEMS_KEPT = 1_000
@@ -94,12 +96,13 @@ class Window:
         self._ended: list[SagaState] = []
         self._let_go = BloomFilter(records_max // _RECORDS_PER_SAGA)
         self._waiting: set[str] = set()
+        self._type_pause = TypePause()
 
     def take(self, messages: Iterable[Message]) -> None:
         """Fold the next messages."""
         only = self._only
         for message in messages:
-            if only is None:
+            if only is None or (message.key is not None and is_partition_key(message.key.decode("utf-8", "replace"))):
                 self._take(message)
             elif message.key is not None and (wanted := only.get(message.key)) is not None:
                 self._take(message)
@@ -127,6 +130,9 @@ class Window:
         if isinstance(entry, Refused):
             self._refuse(message, entry)
             return
+        if self._type_pause.see(entry):
+            self._fold_all(message, entry)
+            return
         saga_id = entry.record.saga_id
         state = self._states.get(saga_id)
         if state is None:
@@ -142,12 +148,29 @@ class Window:
                 self._wait(state)
             self._refuse(message, contract)
             return
+        self._fold_told(message, contract, state, entry)
+
+    def _fold_all(self, message: Message, entry: Entry) -> None:
+        """A record about the type of all sagas."""
+        for state in concerned(self._states.values()):
+            contract = self._contracts(state.saga, state.version)
+            if contract is not None:
+                self._fold(message, contract, state, entry)
+
+    def _fold_told(self, message: Message, contract: Saga, state: SagaState, entry: Entry) -> None:
+        """A record of a saga, which has to be told of its type's pause if it starts with it."""
+        if (pause := self._type_pause.before(state, entry.record)) is not None:
+            state = self._fold(message, contract, state, pause)
+        self._fold(message, contract, state, entry)
+
+    def _fold(self, message: Message, contract: Saga, state: SagaState, entry: Entry) -> SagaState:
         folded = fold(contract, state, entry)
         if self._watch is not None:
             self._watch(Folding(message, entry, contract, state, folded))
-        self._states[saga_id] = folded.state
+        self._states[state.saga_id] = folded.state
         if self._only is None:
             self._keep_or_settle(folded.state)
+        return folded.state
 
     def _keep_or_settle(self, state: SagaState) -> None:
         if state.is_settled:

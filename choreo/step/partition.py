@@ -10,9 +10,10 @@ from choreo.broker.port import Committed, Message, TopicPartition
 from choreo.observe.log import about_from_here
 from choreo.step.lanes import Lane, Lanes
 from choreo.step.options import Options
+from choreo.step.pauses import Pauses
 from choreo.step.perform import Performer
 from choreo.step.place import Place
-from choreo.step.route import Delivery, Routes
+from choreo.step.route import PAUSING, Delivery, Routes
 
 
 class Partition:
@@ -45,6 +46,7 @@ class Partition:
         self._lanes = Lanes(str(tp), tasks, self._work, concurrency=options.concurrency)
         self._deliveries_left: dict[int, int] = {}  # of records that concern more than one of our steps
         self._committed: Committed | None = None
+        self._pauses = Pauses(place.saga)
 
     def take(self, messages: Sequence[Message], monotonic: float) -> None:
         """Begin with the records that were polled at that moment."""
@@ -53,7 +55,10 @@ class Partition:
         begun = -1
         for message in messages:
             steps = self._routes.match(message)
-            if not steps or tracker.is_finished(message.offset):
+            if steps is PAUSING:
+                self._pauses.see(message)
+                continue
+            if not steps or self._pauses.hold(message) or tracker.is_finished(message.offset):
                 continue
             begun = message.offset
             tracker.begin(begun)

@@ -20,13 +20,18 @@ from choreo.messages.records import (
     Execute,
     SagaCompensated,
     SagaCompleted,
+    SagaPaused,
+    SagaResumed,
     SagaStarted,
     StepCompleted,
+    TypePaused,
+    TypeResumed,
 )
 from choreo.step.service import Hosted
 
 _STARTED, _COMPLETED = CE_TYPE[SagaStarted], CE_TYPE[StepCompleted]
 _CONCERNING = frozenset((_STARTED, _COMPLETED, CE_TYPE[Execute], CE_TYPE[Compensate]))
+_PAUSES = frozenset(CE_TYPE[kind] for kind in (SagaPaused, SagaResumed, TypePaused, TypeResumed))
 _OUTCOMES = frozenset((CE_TYPE[SagaCompleted], CE_TYPE[SagaCompensated]))
 
 UNHELD = "?"
@@ -82,7 +87,7 @@ class Routes:
         self._routes = {
             saga_topic(saga): _routes_of(steps, on_outcome.get(saga, ())) for saga, steps in by_saga.items()
         }
-        self._concerning = _CONCERNING | _OUTCOMES if on_outcome else _CONCERNING
+        self._concerning = _CONCERNING | _PAUSES | (_OUTCOMES if on_outcome else frozenset())
         self.topics = tuple(sorted(self._routes))
 
     def own_steps(self, topic: str) -> frozenset[str]:
@@ -103,6 +108,8 @@ class Routes:
             elif name == VERSION and version is None:
                 version = value
         routes = self._routes[message.topic]
+        if ce_type in _PAUSES:
+            return PAUSING
         if ce_type is None or ce_type in _OUTCOMES:
             return routes.on_outcome if ce_type is not None else ()
         if version is not None and routes.own:
@@ -114,6 +121,9 @@ class Routes:
 
 
 _UNHELD_ONLY = (UNHELD,)
+
+PAUSING = ("",)
+"""What ``match`` gives for the records that begin and end pauses: they concern the partition, and no step."""
 
 
 def ce_type_of(headers: Headers) -> bytes | None:

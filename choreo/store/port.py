@@ -23,10 +23,12 @@ class Checkpoint(NamedTuple):
     Attributes:
         offset: the next record to fold.
         mark: what the record before that looks like; a log that has another one there is another log.
+        type_pause: the pause of all sagas of the type, if one is in force there; empty for none.
     """
 
     offset: int
     mark: str
+    type_pause: str = ""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,15 +43,15 @@ _SAVE_ROWS = (
     + ", ".join(f"{field} = excluded.{field}" for field in Row.__struct_fields__ if field not in ("topic", "saga_id"))
 )
 _MOVE = (
-    "UPDATE partitions p SET next_offset = n.next_offset, mark = n.mark "
-    "FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::bigint[], $5::text[]) "
-    "AS n(topic, number, expected, next_offset, mark) "
-    "WHERE p.topic = n.topic AND p.number = n.number AND p.next_offset = n.expected AND p.format = $6 "
+    "UPDATE partitions p SET next_offset = n.next_offset, mark = n.mark, type_pause = n.type_pause "
+    "FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::bigint[], $5::text[], $6::text[]) "
+    "AS n(topic, number, expected, next_offset, mark, type_pause) "
+    "WHERE p.topic = n.topic AND p.number = n.number AND p.next_offset = n.expected AND p.format = $7 "
     "RETURNING p.topic, p.number"
 )
 _BEGIN = (
-    "INSERT INTO partitions SELECT n.*, $5::bigint "
-    "FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::text[]) AS n "
+    "INSERT INTO partitions (topic, number, next_offset, mark, type_pause, format) SELECT n.*, $6::bigint "
+    "FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::text[], $5::text[]) AS n "
     "ON CONFLICT DO NOTHING RETURNING topic, number"
 )
 _RELEASE = (
@@ -102,18 +102,18 @@ class PostgresStore:
         return store
 
     async def checkpoint(self, tp: TopicPartition) -> Checkpoint | None:
-        query = "SELECT next_offset, mark, format FROM partitions WHERE topic = $1 AND number = $2"
+        query = "SELECT next_offset, mark, type_pause, format FROM partitions WHERE topic = $1 AND number = $2"
         row = await self._link.call(lambda connection: connection.fetchrow(query, *tp))
         self._begun.discard(tp)
         if row is None:
             return None
-        offset, mark, written_in = row
+        offset, mark, type_pause, written_in = row
         if written_in != FORMAT:
             logger.warning("what the store has of %s was written by another release; rebuilding from the log", tp)
             await self.wipe(tp)
             return None
         self._begun.add(tp)
-        return Checkpoint(offset, mark)
+        return Checkpoint(offset, mark, type_pause)
 
     async def load_active(self, tp: TopicPartition) -> Sequence[SagaState]:
         query = "SELECT blob FROM sagas WHERE topic = $1 AND partition = $2 AND NOT resting ORDER BY saga_id"

@@ -35,7 +35,7 @@ class PostgresInspection:
         async def read(connection: asyncpg.Connection) -> Contents:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 place = await connection.fetchrow(
-                    "SELECT next_offset, mark, format FROM partitions WHERE topic = $1 AND number = $2", *tp
+                    "SELECT next_offset, mark, type_pause, format FROM partitions WHERE topic = $1 AND number = $2", *tp
                 )
                 rows = [Row(**dict(row)) for row in await connection.fetch(_ROWS, *tp, timeout=LONG_TIMEOUT_S)]
                 waiting = await connection.fetch(
@@ -44,7 +44,7 @@ class PostgresInspection:
                     *tp,
                 )
             return Contents(
-                None if place is None else Checkpoint(place["next_offset"], place["mark"]),
+                None if place is None else Checkpoint(place["next_offset"], place["mark"], place["type_pause"]),
                 {row.saga_id: row for row in rows},
                 {row["saga_id"]: frozenset(row["offsets"]) for row in waiting},
                 of_another_release=place is not None and place["format"] != FORMAT,

@@ -50,6 +50,10 @@ STEPS: tuple[str, ...] = (
     CREATE INDEX sagas_failed ON sagas (code, started_ms) WHERE code <> '';
     CREATE INDEX sagas_finished ON sagas (finished_ms) WHERE finished_ms > 0;
     """,
+    # Pauses of all sagas of a type.
+    """
+    ALTER TABLE partitions ADD COLUMN type_pause text NOT NULL DEFAULT '';
+    """,
 )
 
 # Whatever changes the type in the blobs or the columns beside it gives another number, without anybody having to

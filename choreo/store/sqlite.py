@@ -63,7 +63,9 @@ class SqliteStore:
 
     async def checkpoint(self, tp: TopicPartition) -> Checkpoint | None:
         def read(connection: sqlite3.Connection) -> Checkpoint | None:
-            found = connection.execute("SELECT offset, mark FROM partitions WHERE topic = ? AND number = ?", tp)
+            found = connection.execute(
+                "SELECT offset, mark, type_pause FROM partitions WHERE topic = ? AND number = ?", tp
+            )
             row = found.fetchone()
             return None if row is None else Checkpoint(*row)
 
@@ -200,10 +202,10 @@ class SqliteStore:
 def _advance(connection: sqlite3.Connection, advance: Advance) -> None:
     tp, checkpoint = advance.tp, advance.checkpoint
     if advance.expected is None:
-        moved = connection.execute("INSERT OR IGNORE INTO partitions VALUES (?, ?, ?, ?)", (*tp, *checkpoint))
+        moved = connection.execute("INSERT OR IGNORE INTO partitions VALUES (?, ?, ?, ?, ?)", (*tp, *checkpoint))
     else:
         moved = connection.execute(
-            "UPDATE partitions SET offset = ?, mark = ? WHERE topic = ? AND number = ? AND offset = ?",
+            "UPDATE partitions SET offset = ?, mark = ?, type_pause = ? WHERE topic = ? AND number = ? AND offset = ?",
             (*checkpoint, *tp, advance.expected),
         )
     if moved.rowcount != 1:

@@ -21,7 +21,7 @@ from choreo.errors import ConfigurationError
 
 _TABLES = """
 CREATE TABLE partitions (topic TEXT, number INTEGER, offset INTEGER NOT NULL, mark TEXT NOT NULL,
-    PRIMARY KEY (topic, number));
+    type_pause TEXT NOT NULL, PRIMARY KEY (topic, number));
 CREATE TABLE sagas (topic TEXT, partition INTEGER NOT NULL, saga TEXT NOT NULL, saga_id TEXT, version INTEGER NOT NULL,
     phase TEXT NOT NULL, round INTEGER NOT NULL, resting INTEGER NOT NULL, started_ms INTEGER NOT NULL,
     updated_ms INTEGER NOT NULL, finished_ms INTEGER NOT NULL, step TEXT NOT NULL, code TEXT NOT NULL,

@@ -58,7 +58,9 @@ class SqliteInspection:
         execute = self._connection.execute
         execute("BEGIN")
         try:
-            place = execute("SELECT offset, mark FROM partitions WHERE topic = ? AND number = ?", tp).fetchone()
+            place = execute(
+                "SELECT offset, mark, type_pause FROM partitions WHERE topic = ? AND number = ?", tp
+            ).fetchone()
             rows = {}
             for values in execute(_ROWS, tp):
                 row = dict(zip(_FIELDS, values, strict=True))

@@ -204,6 +204,14 @@ class Runner:
         """Tell the saga that something outside of it has happened. See ``Client.signal``."""
         await self._client.signal(saga, saga_id, name, payload, id=id, reason=reason, sent_by=sent_by)
 
+    async def pause(self, saga: Saga, saga_id: str | None = None, *, operator: str = "test", reason: str = "") -> None:
+        """Hold the saga, or all of its name. See ``Client.pause``."""
+        await self._client.pause(saga, saga_id, operator=operator, reason=reason)
+
+    async def resume(self, saga: Saga, saga_id: str | None = None, *, operator: str = "test", reason: str = "") -> None:
+        """Let the saga, or all of its name, go on. See ``Client.resume``."""
+        await self._client.resume(saga, saga_id, operator=operator, reason=reason)
+
     async def act(
         self, saga: Saga, saga_id: str, act: Act, step: str, *, operator: str = "test", reason: str = ""
     ) -> None:

@@ -66,6 +66,8 @@ class World(Protocol):
     async def status(self, saga: Saga, saga_id: str) -> SagaStatus: ...
     async def cancel(self, saga: Saga, saga_id: str, **options: Any) -> None: ...
     async def signal(self, saga: Saga, saga_id: str, name: str, payload: Any = None, **options: Any) -> None: ...
+    async def pause(self, saga: Saga, saga_id: str | None = None) -> None: ...
+    async def resume(self, saga: Saga, saga_id: str | None = None) -> None: ...
 
     async def act(self, saga: Saga, saga_id: str, act: Act, step: str) -> None:
         """An operator answers the stuck compensation of a step."""
@@ -165,6 +167,12 @@ class RunnerWorld(Stage):
     async def signal(self, saga: Saga, saga_id: str, name: str, payload: Any = None, **options: Any) -> None:
         await self.runner.signal(saga, saga_id, name, payload, **options)
 
+    async def pause(self, saga: Saga, saga_id: str | None = None) -> None:
+        await self.runner.pause(saga, saga_id)
+
+    async def resume(self, saga: Saga, saga_id: str | None = None) -> None:
+        await self.runner.resume(saga, saga_id)
+
     async def act(self, saga: Saga, saga_id: str, act: Act, step: str) -> None:
         await self.runner.act(saga, saga_id, act, step)
 
@@ -239,6 +247,12 @@ class BrokerWorld(Stage):
 
     async def signal(self, saga: Saga, saga_id: str, name: str, payload: Any = None, **options: Any) -> None:
         await self._client.signal(saga, saga_id, name, payload, **options)
+
+    async def pause(self, saga: Saga, saga_id: str | None = None) -> None:
+        await self._client.pause(saga, saga_id, operator="test", reason="because")
+
+    async def resume(self, saga: Saga, saga_id: str | None = None) -> None:
+        await self._client.resume(saga, saga_id, operator="test", reason="because")
 
     async def act(self, saga: Saga, saga_id: str, act: Act, step: str) -> None:
         await self._client.act(saga, saga_id, act, step, operator="test", reason="because")

@@ -17,7 +17,9 @@ from choreo.broker.memory import MemoryBroker
 from choreo.broker.registry import Registry, ensure_saga_topics, register
 from choreo.cli.app import run_command
 from choreo.cli.exits import Exit
+from choreo.client import Client
 from choreo.contract import Saga, Step
+from choreo.core import SagaState
 from choreo.errors import ConfigurationError
 from choreo.saga_log.check import Checked, check
 from choreo.store import open_store
@@ -96,6 +98,22 @@ async def test_a_store_that_a_saga_log_has_written_agrees(kept: Kept) -> None:
     checked = await kept.checked()
     assert (checked.agrees, checked.differences, checked.truncated, checked.dropped) == (True, [], [], 0)
     assert sum(each.sagas for each in checked.partitions) == 3
+
+
+async def test_a_store_with_paused_sagas_agrees_and_a_pause_that_was_lost_is_found(kept: Kept) -> None:
+    async def work(log: Any) -> None:
+        async with Client(kept.broker) as client:
+            await client.pause(LINE, operator="ada", reason="moving house")
+            await client.pause(LINE, "running", operator="ada", reason="asking")
+        await kept.pen.start("held")
+        await until(lambda: log.states().get("held", SagaState("")).is_paused)
+        await until(lambda: log.states()["running"].pause is not None)
+
+    await kept.folded(work)
+    checked = await kept.checked()
+    assert (checked.agrees, checked.differences) == (True, [])
+    kept.tamper("UPDATE partitions SET type_pause = ''")
+    assert set(found(await kept.checked())) == {("", "checkpoint.type_pause")}
 
 
 async def test_a_store_that_lags_agrees_as_far_as_it_goes(kept: Kept) -> None:

@@ -109,6 +109,8 @@ def test_a_wrong_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) ->
         "dead-letters show",
         "dead-letters redrive",
         "signal",
+        "pause",
+        "resume",
     ],
 )
 def test_help_of_every_verb_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,3 +235,39 @@ def test_a_scheduled_start_says_when_it_begins(tmp_path: Path, capsys: pytest.Ca
     assert run_command(["status", "tea", "t-2", "--json", *broker]) == Exit.DONE
     status = json.loads(capsys.readouterr().out)
     assert status["begins_ms"] == status["started_ms"] + 5_400_000
+
+
+def test_a_saga_is_paused_and_resumed_and_the_status_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker = ["--broker", f"sqlite:///{tmp_path}/log.db"]
+    assert run_command(["start", f"{__name__}:TEA", "{}", "--id", "t-1", *broker]) == Exit.DONE
+    assert run_command(["pause", "tea", "t-1", "--why", "no milk", "--by", "ada", *broker]) == Exit.DONE
+    assert run_command(["pause", "--type", "tea", "--why", "no water", "--by", "bob", *broker]) == Exit.DONE
+    capsys.readouterr()
+    assert run_command(["status", "tea", "t-1", *broker]) == Exit.DONE
+    said = capsys.readouterr().out
+    assert "paused by ada since" in said
+    assert ": no milk" in said
+    assert "all sagas tea are paused by bob since" in said
+    assert run_command(["resume", "tea", "t-1", "--why", "milk", *broker]) == Exit.DONE
+    assert run_command(["resume", "--type", "tea", "--why", "water", *broker]) == Exit.DONE
+    capsys.readouterr()
+    assert run_command(["status", "tea", "t-1", "--json", *broker]) == Exit.DONE
+    assert json.loads(capsys.readouterr().out)["paused"] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["pause", "tea"], ["resume", "tea", "t-1", "--type", "tea"], ["pause"], ["pause", "x", "--type", "tea"]],
+)
+def test_what_is_to_be_paused_has_to_be_said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([*arguments, "--why", "so", "--broker", "memory://cli"]) == Exit.CONFIGURATION
+    assert "give a saga and its id" in capsys.readouterr().err
+
+
+def test_no_saga_may_have_an_id_of_choreos_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broker = ["--broker", f"sqlite:///{tmp_path}/log.db"]
+    command = ["start", f"{__name__}:TEA", "{}", "--id", "choreo.partition/0", *broker]
+    assert run_command(command) == Exit.CONFIGURATION
+    assert "one of choreo's own" in capsys.readouterr().err

@@ -42,6 +42,8 @@ from choreo.messages.records import (
     RoundStarted,
     SagaCompensated,
     SagaCompleted,
+    SagaPaused,
+    SagaResumed,
     SagaStarted,
     SagaStuck,
     SignalReceived,
@@ -50,6 +52,8 @@ from choreo.messages.records import (
     StepCompleted,
     StepFailed,
     StepSkipped,
+    TypePaused,
+    TypeResumed,
 )
 from tests.unit.wire_examples import ABOUT, FAILURE, SAGA_ID, START, STEP, wire_examples
 
@@ -152,6 +156,10 @@ ID_OF: dict[type[Record], str] = {
     SagaStarted: f"{SAGA_ID}/{START}/start/req-1",
     CancelRequested: f"{SAGA_ID}/cancel/req-2",
     SignalReceived: f"{SAGA_ID}/signal/req-3",
+    SagaPaused: f"{SAGA_ID}/pause/req-5",
+    SagaResumed: f"{SAGA_ID}/resume/req-6",
+    TypePaused: f"{SAGA_ID}/pause/req-7",
+    TypeResumed: f"{SAGA_ID}/resume/req-8",
     OperatorActed: f"{STEM}/operator/req-4",
     StepCompleted: f"{STEM}/run-1",
     StepFailed: f"{STEM}/run-2",

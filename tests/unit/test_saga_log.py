@@ -560,6 +560,33 @@ async def test_it_goes_on_from_the_store_without_reading_the_log_again(tmp_path:
     await store.close()
 
 
+async def test_a_pause_of_the_type_outlives_a_restart_and_holds_what_starts_later(tmp_path: Path) -> None:
+    broker = await a_broker(LINE, partitions=3)
+    pen = await a_pen(broker, LINE)
+    store = await open_store(f"sqlite:///{tmp_path}/s.db")
+    metrics = Metrics()
+    async with Client(broker) as client:
+        async with running(broker, LINE, store=store) as log:
+            await pen.start("before")
+            await client.pause(LINE, operator="ada", reason="moving house")
+            await pen.completed("before", "a")
+            await until(lambda: "before" in log.states() and log.states()["before"].standing == {"a": 1})
+        async with running(broker, LINE, store=store, metrics=metrics) as log:
+            await pen.start("later")
+            await until(lambda: log.states().get("later", SagaState("")).is_paused)
+            await until(lambda: value(metrics, "choreo_sagas_paused", saga="order") == 2)
+            assert log.states()["later"].instance(("a", 1)).held
+            assert log.states()["before"].instance(("b", 1)).held
+            assert (await client.status(LINE, "later")).paused[0].operator == "ada"
+            await client.resume(LINE, operator="ada", reason="moved")
+            await until(lambda: value(metrics, "choreo_sagas_paused", saga="order") == 0)
+            for saga_id, step in (("before", "b"), ("later", "a")):
+                state = log.states()[saga_id]
+                assert state.instance((step, 1)).in_flight
+                assert not state.is_paused
+    await store.close()
+
+
 async def test_a_settled_saga_comes_back_from_the_store_when_a_record_comes() -> None:
     broker = await a_broker(LINE)
     pen = await a_pen(broker, LINE)

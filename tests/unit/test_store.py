@@ -57,10 +57,16 @@ def message(offset: int, key: str, tp: TopicPartition = TP) -> Message:
 class StoreSuite:
     """The promises of the port, for whatever ``store`` the module of a subclass has."""
 
+    async def test_a_pause_of_the_type_is_kept_with_the_checkpoint(self, store: Store) -> None:
+        await store.save([Advance(TP, None, Checkpoint(1, "a", '{"offset":0}'), [])])
+        assert await store.checkpoint(TP) == Checkpoint(1, "a", '{"offset":0}')
+        await store.save([Advance(TP, 1, Checkpoint(2, "b"), [])])
+        assert await store.checkpoint(TP) == Checkpoint(2, "b", "")
+
     async def test_what_is_saved_is_found_again(self, store: Store) -> None:
         states = await states_of("s1", "s2", "s3", ended=("s3",))
         await store.save([Advance(TP, None, Checkpoint(3, "mark"), rows(states))])
-        assert await store.checkpoint(TP) == Checkpoint(3, "mark")
+        assert await store.checkpoint(TP) == Checkpoint(3, "mark", "")
         assert await store.load_active(TP) == states[:2]
         assert await store.load(TP, {"s1", "s3", "nobody"}) == {"s1": states[0], "s3": states[2]}
         assert await store.find("order", "s2") == states[1]

@@ -20,6 +20,8 @@ from choreo.messages.records import (
     RoundStarted,
     SagaCompensated,
     SagaCompleted,
+    SagaPaused,
+    SagaResumed,
     SagaStarted,
     SagaStuck,
     SignalReceived,
@@ -28,6 +30,8 @@ from choreo.messages.records import (
     StepCompleted,
     StepFailed,
     StepSkipped,
+    TypePaused,
+    TypeResumed,
     Undone,
 )
 
@@ -68,6 +72,10 @@ def wire_examples(content_type: str = JSON) -> dict[type[Record], Record]:
         ),
         CancelRequested(**ABOUT, request="req-2", reason="too slow", requested_by="anna"),
         SignalReceived(**ABOUT, request="req-3", name="approved", payload=effect, reason="called", sent_by="anna"),
+        SagaPaused(**ABOUT, request="req-5", operator="anna", reason="asking"),
+        SagaResumed(**ABOUT, request="req-6", operator="anna", reason="asked"),
+        TypePaused(**ABOUT, request="req-7", operator="anna", reason="moving"),
+        TypeResumed(**ABOUT, request="req-8", operator="anna", reason="moved"),
         OperatorActed(**STEP, act="skip", generation=4, request="req-4", operator="anna", reason="done by hand"),
         StepCompleted(
             **STEP,

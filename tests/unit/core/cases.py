@@ -19,6 +19,8 @@ GRAPHS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 
 INBOX = Habits()
 
+FORGETFUL = Habits(pause=False)
+
 NO_INBOX = Habits(inbox=False, replicas=False)
 """Without an inbox the order is only promised where no two replicas take the same trigger at once."""
 
@@ -35,6 +37,7 @@ class Case(NamedTuple):
     pivots: tuple[str, ...] = ()
     awaiting: tuple[str, ...] = ()
     scheduled: bool = False
+    paused: bool = False
     only: Mapping[str, Only] = MappingProxyType({})
 
     @property
@@ -63,6 +66,10 @@ class Case(NamedTuple):
             parts.append(f"waits for a signal: {', '.join(self.awaiting)}")
         if self.scheduled:
             parts.append("scheduled")
+        if self.paused:
+            parts.append("paused before its start")
+        if not self.habits.pause:
+            parts.append("workers know of no pause")
         parts += [f"{step} only if {condition}" for step, condition in self.only.items()]
         if self.bare:
             parts.append(f"without compensation: {', '.join(self.bare)}")
@@ -137,6 +144,20 @@ CASES = (
     Case("a-b-c", Budget(failure=1, cancel=1, second_start=1), scheduled=True),
     Case("a-b-c", Budget(cancel=1, takeover=1), scheduled=True),
     Case("a-[b,c]-d", Budget(crash=1, failure=1), awaiting=("d",), scheduled=True),
+    Case("a-b-c", Budget(pause=1, failure=1, cancel=1, retry=1)),
+    Case("a-b-c", Budget(pause=1, failure=1, cancel=1, retry=1), FORGETFUL),
+    Case("a-b-c", Budget(pause=1, crash=1, failure=1)),
+    Case("a-b-c", Budget(pause=1, crash=1, cancel=1), FORGETFUL),
+    Case("a-b-c", Budget(pause=1, timeout=1, cancel=1, undo_failure=1), FORGETFUL),
+    Case("a-b-c", Budget(pause=1, takeover=1, failure=1)),
+    Case("a-b-c", Budget(pause=1, failure=1, cancel=1, act=1), pivots=("b",), bare=("b",)),
+    Case("a-b-c", Budget(pause=1, second_start=1), FORGETFUL),
+    Case("a-b-c", Budget(second_start=1, cancel=1), paused=True),
+    Case("a-b-c", Budget(failure=1, cancel=1), FORGETFUL, paused=True),
+    Case("a-b-c", Budget(pause=1, cancel=1, signal=1), scheduled=True, awaiting=("b",)),
+    Case("a-[b,c-e]-d", Budget(pause=1, failure=1, continues=1)),
+    Case("a-[b,c-e]-d", Budget(pause=1, failure=1, continues=1), FORGETFUL),
+    Case("a-[b,c]-d", Budget(pause=1, crash=1, failure=1), NO_INBOX),
 )
 
 LARGE = (

@@ -43,7 +43,7 @@ class Explorer:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.world = World(case.contract, case.habits, case.only, scheduled=case.scheduled)
+        self.world = World(case.contract, case.habits, case.only, scheduled=case.scheduled, paused=case.paused)
         self.first, self.opening = self.world.start(case.budget)
         self.parents: dict[Situation, tuple[Situation, int] | None] = {self.first: None}
 

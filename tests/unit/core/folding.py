@@ -26,6 +26,8 @@ from choreo.messages.records import (
     Failure,
     OperatorActed,
     RoundStarted,
+    SagaPaused,
+    SagaResumed,
     SagaStarted,
     SignalReceived,
     StepCompensated,
@@ -140,6 +142,7 @@ class View(NamedTuple):
     settled: bool
     waiting: tuple[Key, ...]
     scheduled: bool
+    paused: bool
 
 
 class Folded(NamedTuple):
@@ -224,7 +227,13 @@ def view_of(state: SagaState) -> View:
     return View(
         outcome="" if state.outcome is None else state.outcome.kind,
         settles_early=state.failing_since_ms == NOW_MS and state.outcome is None and not state.only_forward,
-        round_ready=state.round + 1 if state.round_ready else 1 if state.waits_for_begin else 0,
+        round_ready=0
+        if state.is_paused
+        else state.round + 1
+        if state.round_ready
+        else 1
+        if state.waits_for_begin
+        else 0,
         in_flight=tuple(key for key, i in instances if i.in_flight),
         awaiting=tuple((*key, i.generation) for key, i in instances if i.awaits_answer and i.compensation_due_ms),
         stuck=tuple((*key, i.generation) for key, i in instances if i.stuck),
@@ -235,6 +244,7 @@ def view_of(state: SagaState) -> View:
         settled=state.is_settled,
         waiting=tuple(key for key, _ in instances if state.waits_for_signal(key)),
         scheduled=state.scheduled,
+        paused=state.is_paused,
     )
 
 
@@ -244,6 +254,7 @@ def wrongs(
     """What no transition of a saga may ever show, whatever the workers did."""
     if note == "not_decided":
         yield "D1 a record that no prefix implies"
+    yield from decided_in_a_pause(before, after, owed)
     if len(set(after.owed)) < len(after.owed):
         yield "D2 a decision is owed twice"
     if before.outcome is not None and after.outcome != before.outcome:
@@ -298,6 +309,11 @@ def wrong_choices(
         stands = after.standing.get(step) is not None and after.outcome is None and not after.failing
         if stands and after.instances[step, after.standing[step]].skipped and condition.holds(contract, after):
             yield f"Z3 {key} is still skipped, although its condition holds now"
+
+
+def decided_in_a_pause(before: SagaState, after: SagaState, owed: tuple[Decision, ...]) -> Iterable[str]:
+    if after.is_paused and before.outcome is None and any(one.kind not in ANSWERS for one in owed):
+        yield f"Z1 decided while the saga is paused: {owed}"
 
 
 def wrong_substitutes(contract: Saga, state: SagaState) -> Iterable[str]:
@@ -371,6 +387,10 @@ def record_for(contract: Saga, state: SagaState, event: Event) -> tuple[AnyRecor
             )
         case ("cancelled", request):
             return CancelRequested(**common, request=request), NOW_MS
+        case ("paused",):
+            return SagaPaused(**common, request="pause"), NOW_MS
+        case ("resumed",):
+            return SagaResumed(**common, request="resume"), NOW_MS
         case ("signal", request):
             return SignalReceived(**common, request=request, name=SIGNAL, payload=msgspec.Raw(b'"go"')), NOW_MS
         case ("round", saga_round):
@@ -424,6 +444,9 @@ def record_for(contract: Saga, state: SagaState, event: Event) -> tuple[AnyRecor
             )
     raise AssertionError(f"no record for {event}")
 
+
+ANSWERS = ("refuse_start", "refuse_cancel", "stuck")
+"""What a saga-log says without deciding anything about the saga."""
 
 CRASHED = Failure(kind="crashed", message="crashed")
 TIMED_OUT = Failure(kind="timed_out", code="deadline")

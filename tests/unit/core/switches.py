@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import Any, NamedTuple
 from unittest import mock
 
 from choreo.contract.saga import StepSpec
-from choreo.core import commands, condition, decide, evolve
+from choreo.core import commands, condition, decide, evolve, pausing
 from choreo.core.order import context_of
 from choreo.core.state import Decision, Note, SagaState
 from choreo.core.survey import Survey
@@ -28,6 +29,9 @@ from choreo.messages.records import (
 from tests.unit.core.cases import NO_INBOX, Case
 from tests.unit.core.folding import Only
 from tests.unit.core.world import Budget, Habits
+
+GO_ON = pausing._go_on
+fold_module = import_module("choreo.core.fold")  # the package has a function of this name
 
 Off = Callable[[], AbstractContextManager[object]]
 
@@ -165,6 +169,25 @@ def only_for_who_waits(contract: Any, state: SagaState, entry: Any, record: Any)
 def forget_signals(contract: Any, state: SagaState, entry: Any, record: Any) -> Note | None:
     state.signals = {}
     return evolve.round_started(contract, state, entry, record)
+
+
+def decide_all_the_same(contract: Any, state: SagaState) -> list[Decision]:
+    made: list[Decision] = []
+    while state.started and decide._decide_once(contract, state, made):
+        continue
+    return made
+
+
+def trigger_behind_a_pause(contract: Any, state: SagaState, steps: Any, saga_round: int, at_ms: int) -> None:
+    with mock.patch.object(SagaState, "is_paused", False):
+        TRIGGER(contract, state, steps, saga_round, at_ms)
+
+
+def ask_nobody(state: SagaState, at_ms: int, due_ms: int) -> None:
+    GO_ON(state, at_ms, due_ms)
+    for key, instance in list(state.instances.items()):
+        if instance.settling and instance.first is None:
+            state.update(key, settling=False)
 
 
 def one_chain(state: SagaState, start: str, wire_round: int) -> int | None:
@@ -405,5 +428,33 @@ SWITCHES = (
         nullcontext,
         Case("a-b-c", Budget(), Habits(schedule=False), scheduled=True),
         kind="B1",
+    ),
+    Switch(
+        24,
+        "the saga-log decides although the saga is paused",
+        replaced(fold_module, "decide", decide_all_the_same),
+        Case("a-[b,c]-d", Budget(pause=1)),
+        kind="Z1",
+    ),
+    Switch(
+        24,
+        "what is triggered behind a pause is in flight",
+        replaced(evolve, "_trigger", trigger_behind_a_pause),
+        Case("a-b-c", Budget(pause=1)),
+        kind="H4",
+    ),
+    Switch(
+        24,
+        "the outcome of what ran although it was held counts for nothing",
+        replaced(evolve, "take_up", lambda *_: None),
+        Case("a-b-c", Budget(pause=1), Habits(pause=False)),
+        kind="D1",
+    ),
+    Switch(
+        24,
+        "nobody is asked whether what was held has run all the same",
+        replaced(pausing, "_go_on", ask_nobody),
+        Case("a-b-c", Budget(pause=1, cancel=1), Habits(pause=False)),
+        kind="H3",
     ),
 )

@@ -42,11 +42,15 @@ class Budget(NamedTuple):
     """An operator skips or resolves what is stuck; to try again costs nothing."""
     settle: int = 0
     """The saga is failing, and the saga-log gives up waiting for a step before the step's own due."""
+    pause: int = 0
+    """An operator pauses the saga; to resume it costs nothing."""
     signal: int = 0
     """The signal is sent again, by the same call or another one; the first one costs nothing."""
 
 
-CRASH, FAILURE, TIMEOUT, CANCEL, RETRY, CONTINUES, TAKEOVER, UNDO_FAILURE, SECOND_START, ACT, SETTLE, SIGNAL = range(12)
+CRASH, FAILURE, TIMEOUT, CANCEL, RETRY, CONTINUES, TAKEOVER, UNDO_FAILURE, SECOND_START, ACT, SETTLE, PAUSE, SIGNAL = (
+    range(13)
+)
 
 
 class Habits(NamedTuple):
@@ -65,6 +69,8 @@ class Habits(NamedTuple):
     """A compensated inbox row answers with a failure, never with a completion (rule 6)."""
     replicas: bool = True
     """A fault may be a second replica at the same item, or a record appended twice."""
+    pause: bool = True
+    """A trigger behind a pause is dropped."""
     schedule: bool = True
     """A scheduled start triggers nothing."""
 
@@ -170,7 +176,7 @@ class Draft:
         self.saga = folded.state
         self.wrong.update(folded.wrong)
         self.signalled = self.signalled or event[0] == "signal"
-        if self.signalled and world.folding.views[self.saga].waiting:
+        if self.signalled and world.folding.views[self.saga].waiting and not world.folding.views[self.saga].paused:
             self.wrong.add("G1 a step waits for a signal that is in the log")
         self._trigger(event)
         if not world.habits.inbox and world.habits.scan:
@@ -212,6 +218,12 @@ class Draft:
 
     def _trigger(self, event: Event) -> None:
         graph = self.world.graph
+        if (
+            self.world.habits.pause
+            and event[0] in ("started", "completed")
+            and self.world.folding.views[self.saga].paused
+        ):
+            return
         match event:
             case ("started", start, _, scheduled) if not (scheduled and self.world.habits.schedule):
                 for step in graph.roots:
@@ -278,8 +290,10 @@ class World:
         only: Mapping[str, Only] = MappingProxyType({}),
         *,
         scheduled: bool = False,
+        paused: bool = False,
     ) -> None:
         self.scheduled = scheduled
+        self.paused = paused
         self.folding = Folding(contract, only)
         self.contract = contract
         self.graph = contract.graph
@@ -291,6 +305,8 @@ class World:
         lanes = tuple(Lane() for _ in self.steps)
         nothing = Situation(self.folding.first, (), None, lanes, (), (), "", False, budget, ())
         draft = Draft(self, nothing)
+        if self.paused:
+            draft.append(("paused",))
         draft.append(("started", START, "request-1", self.scheduled))
         return draft.freeze(), tuple(draft.log)
 
@@ -311,6 +327,7 @@ class World:
             and not now.zombies
             and not self.folding.views[now.saga].stuck
             and not self.folding.views[now.saga].waiting
+            and not self.folding.views[now.saga].paused
             and all(lane.at == len(lane.items) for lane in now.lanes)
         )
 
@@ -371,6 +388,15 @@ class World:
             draft.outbox.append(("round", ready))
 
     def _clients(self, now: Situation) -> Iterator[tuple[tuple[object, ...], Change]]:
+        if self.folding.views[now.saga].paused:
+            yield ("operator resumes",), lambda draft: draft.append(("resumed",))
+        elif now.budget.pause:
+
+            def pause(draft: Draft) -> None:
+                draft.pay(PAUSE)
+                draft.append(("paused",))
+
+            yield ("operator pauses",), pause
         if now.budget.cancel:
 
             def cancel(draft: Draft) -> None:
@@ -423,7 +449,7 @@ class World:
     def _timers(self, now: Situation) -> Iterator[tuple[tuple[object, ...], Change]]:
         view = self.folding.views[now.saga]
         for key in view.waiting:
-            if not self.folding.states[now.saga].only_forward:
+            if not view.paused and not self.folding.states[now.saga].only_forward:
                 yield (
                     ("saga-log gives up waiting for the signal of", key),
                     lambda draft, key=key: draft.append(("no_signal", *key)),

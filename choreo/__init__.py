@@ -7,8 +7,8 @@ sagas and follows them. The log is the truth; everything else is a fold of it.
 
 The map of the package, from the inside out: ``contract`` (what a saga is), ``messages`` (the wire format), ``core``
 (the protocol: pure, total), ``broker`` (the port to the log: Kafka, SQLite, memory), ``observe`` (metrics, logs,
-probes), ``store`` (checkpoints of the saga-log), ``step`` and ``saga_log`` (the two runtimes), ``client``, ``cli``,
-``testing`` (whole sagas in one process, in virtual time).
+probes), ``store`` (checkpoints of the saga-log), ``inbox`` (what steps came to, in their services' databases), ``step``
+and ``saga_log`` (the two runtimes), ``client``, ``cli``, ``testing`` (whole sagas in one process, in virtual time).
 
 Guarantees, in short: every started saga reaches one outcome or is visibly stuck; in a completed saga each step has one
 effect that stands; in a compensated one every effect is undone once, in reverse order; whatever crashes meanwhile.
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         StartRefused,
         WaitTimeout,
     )
+    from choreo.inbox import Inbox
     from choreo.step import (
         Abort,
         AbortRetries,
@@ -52,6 +53,7 @@ _HOME = {
     "Retries": "contract",
     "when": "contract",
     "Service": "step",
+    "Inbox": "inbox",
     "Context": "step",
     "CompensationContext": "step",
     "Reject": "step",
@@ -85,6 +87,7 @@ __all__ = [
     "Context",
     "Continue",
     "DefinitionError",
+    "Inbox",
     "NothingToUndo",
     "Reject",
     "Retries",

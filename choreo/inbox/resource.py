@@ -23,7 +23,7 @@ class Resource(NamedTuple):
 
 def resource_of(annotation: Any) -> Resource | None:
     """What an annotation asks for, alone or in a union with ``None``; ``None`` if it is nothing of a database."""
-    if "sqlalchemy" not in sys.modules:
+    if sys.modules.get("sqlalchemy") is None:
         return None  # nobody can have named its classes
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session

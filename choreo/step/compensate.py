@@ -119,7 +119,7 @@ class Compensator:
             reply = answer.compensation_failed(job, crash(error, code="unencodable_effect"), ended)
             await self._replies.send(reply, job, place)
         place.answered.settle(instance)
-        if undone.kept == "before":
+        if undone.kept == "before" and reply.run != job.run:  # otherwise it is ours: there is nothing to undo
             counts.compensations["republished"].inc()
         elif isinstance(reply, StepCompensated):
             counts.compensations["undone" if reply.undone else "nothing_to_undo"].inc()

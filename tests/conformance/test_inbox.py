@@ -309,3 +309,11 @@ async def test_a_late_handler_does_not_commit(bank: Bank) -> None:
     assert answer.failure.kind == "timed_out"
     assert await bank.charged() == []
     assert list((await bank.rows()).values()) == ["failed"]
+
+
+async def test_rows_are_deleted_when_they_are_old(bank: Bank) -> None:
+    await played(bank, trigger())
+    for days, left in ((29, 1), (31, 0)):
+        deleted: Any = bank.inbox.clean_up(time.time_ns() // 1_000_000 + days * 86_400_000)
+        assert (await deleted if bank.is_async else deleted) == 1 - left
+        assert len(await bank.rows()) == left

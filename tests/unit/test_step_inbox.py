@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from choreo.inbox import Inbox
 from choreo.messages.records import SagaCompleted, StepCompensated, StepCompleted, StepFailed
 from choreo.observe.events import OutcomeEvent
 from choreo.step import CompensationContext, Context, NothingToUndo, Options, Reject, Service, StepRuntime
+from choreo.testing import Runner
 from tests.unit.step_world import (
     ORDER,
     compensate,
@@ -98,6 +101,23 @@ def test_the_database_goes_by_keyword(inbox: Inbox) -> None:
 
 
 # Set-up
+
+
+def test_without_sqlalchemy_everything_else_works() -> None:
+    program = """
+import sys
+sys.modules["sqlalchemy"] = None
+from choreo import ConfigurationError, Inbox, Saga, Service, Step
+service = Service("payment")
+service.step(Saga("order", Step("a")), "a")(lambda order: None)
+service.hosted()
+try:
+    Inbox("sqlite://")
+except ConfigurationError as error:
+    print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "Inbox(…) needs SQLAlchemy: pip install 'choreo-sagas[sqlalchemy]'"
 
 
 def test_an_inbox_is_made_of_an_engine_or_a_session_factory() -> None:
@@ -274,6 +294,35 @@ async def test_a_handler_that_commits_by_itself_is_told_so(engine: Engine) -> No
         failed = await world.answer(StepFailed)
     assert "the handler has committed or rolled back the connection" in failed.failure.message
     assert failed.effect == "unknown"
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_runner_runs_services_with_inboxes_in_virtual_time(tmp_path: Path, *, is_async: bool) -> None:
+    saga = Saga("order", Step("charge_card", "refund_card", retries=2), Step("ship", deadline="1h"))
+    path = f"{tmp_path}/service.db"
+    engine: Any = create_async_engine(f"sqlite+aiosqlite:///{path}") if is_async else create_engine(f"sqlite:///{path}")
+    service = Service("shop", inbox=Inbox(engine, create_tables=True))
+    attempts: list[int] = []
+
+    def charge(order: Any, ctx: Context, connection: Connection) -> str:
+        attempts.append(ctx.attempt)
+        if ctx.attempt == 1:
+            raise ConnectionError("away")
+        return "charged"
+
+    async def charge_async(order: Any, ctx: Context, session: AsyncSession) -> str:
+        return charge(order, ctx, await session.connection())  # type: ignore[arg-type]
+
+    service.step(saga, "charge_card")(charge_async if is_async else charge)
+    service.compensation(saga, "charge_card")(lambda: None)
+    service.step(saga, "ship")(lambda ctx: f"for {ctx.effects['charge_card']}")
+    async with Runner(service) as runner:
+        outcome = await runner.run(saga, {})
+    assert attempts == [1, 2]
+    assert bytes(outcome.result) == b'"for charged"'
+    disposed = engine.dispose()
+    if disposed is not None:
+        await disposed
 
 
 # Hooks

@@ -185,7 +185,7 @@ async def application(world: World, *grants: Grant) -> AsyncIterator[tuple[Any, 
         bulks = Bulks(desk)
         try:
             affairs = Affairs(world.metrics, lambda: None)
-            yield make_app(desk, bulks, Access(grants, clock), affairs, clock), desk, bulks
+            yield make_app(desk, bulks, Access(grants), affairs, clock), desk, bulks
         finally:
             await bulks.close()
             await desk.close()

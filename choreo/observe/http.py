@@ -1,8 +1,8 @@
 """A small HTTP/1.1 server for a step service's own affairs: ``/metrics``, ``/healthz``, ``/readyz``.
 
-Written by hand, so that a step service needs no web framework to be scraped (what that saves is in
-``docs/adr/``, with the HTTP API's decisions). It reads GET requests without a body, within limits on size, time and
-number of connections, and it listens on the loopback address unless told otherwise.
+Written by hand, so that a step service needs no web framework to be scraped; ADR 0013 says what that saves. It reads
+GET requests without a body, within limits on size, time and number of connections, and it listens on the loopback
+address unless told otherwise.
 """
 
 from __future__ import annotations

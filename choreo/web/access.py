@@ -4,6 +4,10 @@ A token is 32 random bytes, so one SHA-256 hides it as well as a slow hash would
 Hashes are compared in constant time, and all of them each time, so that an answer's time says nothing of where a
 token differs.
 
+A browser that has logged in keeps its token in a cookie that scripts cannot read and other sites cannot send, until it
+is closed. So any instance of the saga-log knows it, after a restart too, and nothing that could be stolen from here is
+kept; what a form has to carry beside the cookie is derived from the token.
+
 Without any token the API and the dashboard answer to this machine alone: the peer and the ``Host`` must be loopback.
 The second keeps out a web page elsewhere whose name was made to point here (DNS rebinding).
 """
@@ -14,23 +18,18 @@ import hmac
 import ipaddress
 import re
 import secrets
-from collections import OrderedDict
 from enum import IntEnum
 from hashlib import sha256
 from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 from starlette.requests import Request
 
-from choreo.clock import Clock
 from choreo.errors import ConfigurationError
 from choreo.web.problem import ProblemError
 
 SESSION_COOKIE = "choreo_session"
-SESSION_S = 12 * 3_600
-SESSIONS_MAX = 10_000
 
 TOKEN_PREFIX = "choreo_"  # noqa: S105 -- by which secret scanners find one that has leaked
 
@@ -65,14 +64,6 @@ class Grant(NamedTuple):
     role: Role
     name: str
     digest: str
-
-
-class Session(msgspec.Struct, frozen=True):
-    """A browser that has shown a token."""
-
-    grant: Grant
-    csrf: str
-    expires_s: float
 
 
 def new_token() -> str:
@@ -127,10 +118,8 @@ def _grants(lines: list[str], where: str) -> tuple[Grant, ...]:
 class Access:
     """Decides who asks and whether they may."""
 
-    def __init__(self, grants: tuple[Grant, ...], clock: Clock) -> None:
+    def __init__(self, grants: tuple[Grant, ...]) -> None:
         self._grants = grants
-        self._clock = clock
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._loopback = Principal("loopback", Role.OPERATE, secrets.token_urlsafe(32))
 
     @property
@@ -141,8 +130,8 @@ class Access:
     def principal(self, request: Request) -> Principal:
         """Who asks.
 
-        A session stands for its token in requests that change nothing; what a form changes carries the session's own
-        secret too, which ``check_form`` looks at.
+        A cookie stands for its token in requests that change nothing; what a form changes carries a secret beside it,
+        which ``check_form`` looks at.
 
         Raises:
             ProblemError: nobody that is known.
@@ -157,37 +146,23 @@ class Access:
             if grant is not None:
                 return Principal(grant.name, grant.role)
             raise _unauthorized("the token is not known", 'error="invalid_token"')
-        session = self.session(request)
-        if session is not None:
-            return Principal(session.grant.name, session.grant.role, session.csrf)
+        who = self.session(request)
+        if who is not None:
+            return who
         raise _unauthorized("no token was sent", "")
 
-    def session(self, request: Request) -> Session | None:
-        """The browser's session, if it has one that goes on."""
-        key = request.cookies.get(SESSION_COOKIE)
-        if key is None:
+    def session(self, request: Request) -> Principal | None:
+        """Who has logged in with this browser; ``None`` for nobody that is known (any more)."""
+        token = request.cookies.get(SESSION_COOKIE)
+        grant = self._grant_of(token) if token else None
+        if token is None or grant is None:
             return None
-        session = self._sessions.get(digest_of(key))
-        if session is None or session.expires_s <= self._clock.monotonic():
-            return None
-        return session
+        csrf = hmac.new(token.encode("utf-8", "surrogatepass"), b"choreo form", sha256).hexdigest()
+        return Principal(grant.name, grant.role, csrf)
 
-    def log_in(self, token: str) -> str | None:
-        """The key of a new session for a token; ``None`` if the token is not known."""
-        grant = self._grant_of(token)
-        if grant is None:
-            return None
-        key = secrets.token_urlsafe(32)
-        while len(self._sessions) >= SESSIONS_MAX:
-            self._sessions.popitem(last=False)
-        expires_s = self._clock.monotonic() + SESSION_S
-        self._sessions[digest_of(key)] = Session(grant, secrets.token_urlsafe(32), expires_s)
-        return key
-
-    def log_out(self, request: Request) -> None:
-        """End the browser's session."""
-        if key := request.cookies.get(SESSION_COOKIE):
-            self._sessions.pop(digest_of(key), None)
+    def knows(self, token: str) -> bool:
+        """Whether somebody may log in with it."""
+        return self._grant_of(token) is not None
 
     def check_form(self, principal: Principal, given: str) -> None:
         """See that a form was written by us for this session. Raises ``ProblemError`` if not."""

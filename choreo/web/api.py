@@ -59,22 +59,22 @@ class Guard:
         try:
             who = self.access.principal(request)
         except ProblemError:
-            if "authorization" in request.headers:
+            if "authorization" in request.headers or SESSION_COOKIE in request.cookies:
                 self._failures.take(peer)
             raise
         if wait_s := self._requests.take(f"{who.name}@{peer}"):
             raise too_many(wait_s, "requests")
         return who
 
-    def admit_token(self, request: Request, token: str) -> str | None:
-        """The key of a new session. Raises ``ProblemError`` for who tries too often."""
+    def admit_token(self, request: Request, token: str) -> bool:
+        """Whether somebody may log in with it. Raises ``ProblemError`` for who tries too often."""
         peer = request.client.host if request.client else ""
         if self._failures.level(peer) < 1:
             raise too_many(self._failures.take(peer), "tokens that are not known")
-        key = self.access.log_in(token)
-        if key is None:
-            self._failures.take(peer)
-        return key
+        if self.access.knows(token):
+            return True
+        self._failures.take(peer)
+        return False
 
 
 def routes(desk: Desk, bulks: Bulks, guard: Guard) -> list[Route]:

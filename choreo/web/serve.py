@@ -58,7 +58,7 @@ async def serve_saga_log(
             store_url=store_url,
         )
         bulks = Bulks(desk)
-        app = make_app(desk, bulks, Access(grants, clock), Affairs(metrics, not_ready_because), clock)
+        app = make_app(desk, bulks, Access(grants), Affairs(metrics, not_ready_because), clock)
         async with WebServer(app, desk, bulks, host=host, port=port) as server:
             _say(server, grants)
             yield server

@@ -9,6 +9,7 @@ import asyncio
 import sys
 from pathlib import Path
 
+from PIL import Image
 from playwright.async_api import Browser
 
 from tests.browser.chromium import executable, launched
@@ -68,7 +69,10 @@ async def shoot(browser: Browser, url: str, directory: Path) -> None:
                 await page.goto(url + path)
                 await page.wait_for_timeout(400)
                 shown = f"{name}-{scheme}" if wide else f"{name}-{scheme}-narrow"
-                await page.screenshot(path=directory / f"{shown}.png", full_page=directory != IMAGES)
+                file = directory / f"{shown}.png"
+                await page.screenshot(path=file, full_page=directory != IMAGES)
+                if directory == IMAGES:  # a page has few colours
+                    Image.open(file).quantize(128).save(file, optimize=True)
             await context.close()
 
 

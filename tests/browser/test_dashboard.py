@@ -277,6 +277,7 @@ async def test_a_token_opens_a_session_that_the_role_bounds(browser: Browser, wo
         await expect(page.locator("#live-text")).to_have_text("Live")
         [cookie] = await page.context.cookies()
         assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+        assert cookie["expires"] == -1
         assert await page.evaluate("document.cookie") == ""
         answer = await page.goto(f"{url}/sagas/order/s/act/skip?step=charge_card")
         assert answer is not None

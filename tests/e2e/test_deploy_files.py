@@ -212,7 +212,7 @@ def test_containers_and_the_procfile_run_the_same_commands() -> None:
 def test_containers_and_local_processes_read_the_same_variables() -> None:
     compose = {variable for service in OURS.values() for variable in service["environment"]}
     local = order_environment(Path("directory")).keys()
-    assert compose - {"CHOREO_SHUTDOWN_TIMEOUT_SECONDS"} == set(local)
+    assert compose - {"CHOREO_SHUTDOWN_TIMEOUT_SECONDS", "CHOREO_HTTP_TOKENS"} == set(local)
 
 
 def test_what_a_container_keeps_is_in_its_volume() -> None:

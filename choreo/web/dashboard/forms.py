@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from choreo.web.access import SESSION_COOKIE, SESSION_S, Principal, check_origin
+from choreo.web.access import SESSION_COOKIE, Principal, check_origin
 from choreo.web.api import problem_response, saga_path
 from choreo.web.dashboard import pages
 from choreo.web.dashboard.rendering import segment
@@ -130,28 +130,27 @@ async def login_page(site: Site, request: Request) -> Response:
 
 
 async def login(site: Site, request: Request) -> Response:
-    """A token for a session."""
+    """Keep a token in the browser."""
     try:
         check_origin(request)
         form = await form_of(request)
-        key = site.guard.admit_token(request, form.get("token", "").strip())
+        token = form.get("token", "").strip()
+        is_known = site.guard.admit_token(request, token)
     except ProblemError as problem:
         return problem_response(problem)
     target = _local(form.get("next", "/"))
-    if key is None:
+    if not is_known:
         refused = invalid("form field token", "this token is not known", "must be one that the saga-log was given")
         return site.page(request, None, "login.html", status=HTTPStatus.FORBIDDEN, next=target, problem=refused.problem)
     answer = see_other(target)
     is_https = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
-    answer.set_cookie(
-        SESSION_COOKIE, key, max_age=SESSION_S, path="/", httponly=True, samesite="strict", secure=is_https
-    )
+    # Without an age: it goes when the browser is closed, and is not written to a disk.
+    answer.set_cookie(SESSION_COOKIE, token, path="/", httponly=True, samesite="strict", secure=is_https)
     return answer
 
 
-async def logout(site: Site, request: Request, _: Principal, __: Form) -> Response:
+async def logout(_: Site, __: Request, ___: Principal, ____: Form) -> Response:
     """End the session."""
-    site.guard.access.log_out(request)
     answer = see_other("/login")
     answer.delete_cookie(SESSION_COOKIE, path="/", httponly=True, samesite="strict")
     return answer

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from choreo.broker.topics import CONTRACTS_TOPIC, dead_letter_topic, saga_topic
+from choreo.broker.topics import CONTRACTS_TOPIC, checkpoint_topic, dead_letter_topic, saga_topic
 
 Resource = Literal["topic", "group"]
 Operation = Literal["Read", "Write", "Create", "Describe", "DescribeConfigs"]
@@ -61,6 +61,7 @@ def principals(
         saga_log(names, saga_log_group),
         operator(names, [saga_log_group, *(group for _, group, _ in sorted(services))]),
         audit(names),
+        sealer(names),
     )
 
 
@@ -124,7 +125,24 @@ def audit(sagas: Sequence[str]) -> Principal:
         "audit",
         "reads and verifies histories (choreo replay, choreo audit)",
         (
-            *(Grant("topic", topic(saga), READ) for saga in sagas for topic in (saga_topic, dead_letter_topic)),
+            *(
+                Grant("topic", topic(saga), READ)
+                for saga in sagas
+                for topic in (saga_topic, dead_letter_topic, checkpoint_topic)
+            ),
+            _contracts(),
+        ),
+    )
+
+
+def sealer(sagas: Sequence[str]) -> Principal:
+    """Reads, and publishes what it has read as hashes."""
+    return Principal(
+        "sealer",
+        "publishes checkpoints of the log (choreo audit seal)",
+        (
+            *(Grant("topic", saga_topic(saga), READ) for saga in sagas),
+            *(Grant("topic", checkpoint_topic(saga), ("Create", *READ_WRITE)) for saga in sagas),
             _contracts(),
         ),
     )

@@ -22,7 +22,9 @@ def seal(
     *,
     key: Annotated[
         str | None,
-        Parameter(env_var="CHOREO_SEAL_KEY", help="PEM file of an Ed25519 private key, to sign the checkpoints with."),
+        Parameter(
+            env_var="CHOREO_SEAL_KEY_FILE", help="PEM file of an Ed25519 private key, to sign the checkpoints with."
+        ),
     ] = None,
     broker: BrokerUrl = None,
     as_json: AsJson = False,

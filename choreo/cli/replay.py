@@ -57,7 +57,8 @@ def replay(
 ) -> int:
     """Fold a saga topic from its start and print all sagas' outcomes, or one saga's history and state.
 
-    Exit code 1 if anything in the topic could not be folded.
+    Sagas are printed as they settle, the unfinished ones last. Of a saga that got a record after it had settled there
+    are two lines, and the later one counts. Exit code 1 if anything in the topic could not be folded.
 
     Example: choreo replay order --broker sqlite:///choreo.db --json
     Example: choreo replay order --saga 0199a8c3
@@ -108,19 +109,19 @@ async def _all(broker: Broker, contract: Saga, *, as_json: bool) -> int:
     from choreo.cli.bar import progress_bar
     from choreo.saga_log.replay import replay as fold_log
 
-    states: dict[str, Outcome] = {}
+    counts: Counter[str] = Counter()
     with progress_bar("folding") as move:
         folded = fold_log(broker, contract.name, registry=Registry(broker), on_progress=move)
         async for state, _ in folded:
-            states[state.saga_id] = _outcome(state)  # where a saga comes twice, the later one counts
-    counts: Counter[str] = Counter()
-    for outcome in states.values():
-        counts[outcome.phase] += 1
-        if as_json:
-            write_json(outcome)
-        else:
-            why = f"  {outcome.step} {outcome.code}".rstrip() if outcome.step else ""
-            print(f"{outcome.saga_id}  {outcome.phase:<12}{why}")  # noqa: T201 - the command's output
+            if state.saga_id in folded.repeated and state.outcome is not None:
+                counts[state.outcome.kind] -= 1  # it was counted when it settled; the later line counts
+            outcome = _outcome(state)
+            counts[outcome.phase] += 1
+            if as_json:
+                write_json(outcome)
+            else:
+                why = f"  {outcome.step} {outcome.code}".rstrip() if outcome.step else ""
+                print(f"{outcome.saga_id}  {outcome.phase:<12}{why}")  # noqa: T201 - the command's output
     summary = ", ".join(f"{counts[phase]} {phase.value}" for phase in Phase if counts[phase]) or "no sagas"
     print(f"{summary}; {folded.records_read} records folded", file=sys.stderr)  # noqa: T201
     return _complain_of(folded)

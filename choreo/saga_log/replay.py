@@ -109,6 +109,7 @@ class Replay:
             registered (then one for each saga, whose later records are passed over).
         problems_total: how many there were.
         records_read: messages seen so far, those of other keys included.
+        repeated: sagas that have been given out twice; the first time they had settled.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Replay:
         self.problems: list[Problem] = []
         self.problems_total = 0
         self.records_read = 0
+        self.repeated: set[str] = set()
         self._broker = broker
         self._saga = saga
         self._registry = registry
@@ -172,6 +174,8 @@ class Replay:
             async for messages in records(self._broker, tp, first, end_of(revived)):
                 again.take(messages)
                 for state in again.let_go():
+                    if state.saga_id not in again.fresh:
+                        self.repeated.add(state.saga_id)
                     yield Replayed(state, ())
 
 

@@ -65,7 +65,8 @@ class Window:
         problems: the first ``PROBLEMS_KEPT`` messages that were not folded: no records, or of a contract that is not
             registered (then one for each saga, whose later records are passed over).
         problems_total: how many there were.
-        revived: sagas that got a record after they were let go.
+        revived: sagas that got a record after they were let go, or seemed to.
+        fresh: of those that were to be folded alone, the ones that only seemed to: no record came before their first.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Window:
         self.problems: list[Problem] = []
         self.problems_total = 0
         self.revived: dict[str, Revived] = {}
+        self.fresh: set[str] = set()
         self._saga = saga
         self._contracts = contracts
         self._only = None if only is None else {saga_id.encode(): each for saga_id, each in only.items()}
@@ -105,11 +107,11 @@ class Window:
             if only is None or (message.key is not None and is_partition_key(message.key.decode("utf-8", "replace"))):
                 self._take(message)
             elif message.key is not None and (wanted := only.get(message.key)) is not None:
+                saga_id = message.key.decode()
+                if message.offset == wanted.first and saga_id not in self._states:
+                    self.fresh.add(saga_id)
                 self._take(message)
-                if (
-                    message.offset >= wanted.last
-                    and (state := self._states.pop(message.key.decode(), None)) is not None
-                ):
+                if message.offset >= wanted.last and (state := self._states.pop(saga_id, None)) is not None:
                     self._ended.append(state)
 
     def let_go(self) -> list[SagaState]:

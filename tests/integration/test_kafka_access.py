@@ -223,7 +223,7 @@ def test_strimzi_gets_a_user_for_each_part(capsys: pytest.CaptureFixture[str]) -
     assert run_command(["acl", *parts, "--format", "strimzi", "--cluster", "events"]) == 0
     users = list(yaml.safe_load_all(capsys.readouterr().out))
     assert [user["metadata"]["name"] for user in users] == [
-        f"choreo-{role}" for role in ("bootstrap", "client", "payment", "saga-log", "operator", "audit")
+        f"choreo-{role}" for role in ("bootstrap", "client", "payment", "saga-log", "operator", "audit", "sealer")
     ]
     assert all(user["metadata"]["labels"] == {"strimzi.io/cluster": "events"} for user in users)
     (payment,) = (user for user in users if user["metadata"]["name"] == "choreo-payment")

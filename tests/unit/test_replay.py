@@ -172,10 +172,16 @@ async def test_a_filter_that_is_too_small_costs_passes_and_no_truth(
         [(state, _)] = [each async for each in replay(broker, "order", registry=Registry(broker), saga_id=f"s{number}")]
         await pen.write(record_of(LINE, state, state.owed[0]))
     await pen.completed("s3", "a", run="another")
-    async for state, history in replay(broker, "order", registry=Registry(broker)):
+    folded = replay(broker, "order", registry=Registry(broker))
+    given = 0
+    async for state, history in folded:
         states[state.saga_id] = state
+        given += 1
         assert history == ()
     assert len(states) == 40
+    # A filter of a byte may take s3 for one that was let go at its very first record: then it is given out once.
+    assert folded.repeated == {"s3"} or (filter_bytes == 1 and not folded.repeated)
+    assert given == 40 + len(folded.repeated)
     assert all(state.is_settled for state in states.values())
     alone = await fold_saga(broker, LINE, "s3", registry=Registry(broker))
     assert alone is not None

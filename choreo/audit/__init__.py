@@ -24,9 +24,9 @@ here but ``seal`` writes to a log, and nothing joins a group or changes a store.
 
 ``trail`` comes first; ``histories``, ``moments``, ``preview`` and ``explanation`` answer about one saga, with a look at
 consumer groups by ``waiting``. ``verification`` reads a topic, ``judge`` judges its records, ``decisions`` knows which
-are the saga-log's own, ``findings`` are what comes out. ``candidate`` folds everything twice. ``rows`` flattens,
-``tables`` and ``ocel`` write files. ``merkle``, ``segments``, ``signing`` and ``proof`` make what was written hard to
-deny.
+are the saga-log's own, ``veiled`` compares what is encrypted, ``findings`` are what comes out. ``candidate`` folds
+everything twice. ``rows`` flattens, ``tables`` and ``ocel`` write files. ``merkle``, ``segments``, ``signing`` and
+``proof`` make what was written hard to deny.
 """
 
 from choreo.audit.candidate import Consequence, WhatIf, what_if

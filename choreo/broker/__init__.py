@@ -49,7 +49,7 @@ ENCRYPTION = "CHOREO_PAYLOAD_KEYS"
 SIGNING = ("CHOREO_SIGNING_KEY_FILE", "CHOREO_TRUST_FILE")
 
 
-async def open_broker(url: str) -> Broker:
+async def open_broker(url: str, *, signed: bool = True, encrypted: bool = True) -> Broker:
     """The broker that ``url`` names.
 
     ``kafka://host:9092,other:9092`` is Apache Kafka; ``sqlite:///relative.db`` and ``sqlite:////absolute.db`` the
@@ -58,17 +58,21 @@ async def open_broker(url: str) -> Broker:
     signed and all that is delivered is verified (``choreo.broker.signed``); if it names keys for payloads, these are
     encrypted and decrypted (``choreo.broker.encrypted``).
 
+    Args:
+        signed: false leaves signatures to the caller: what is read is what stands in the log, whoever wrote it.
+        encrypted: false leaves payloads as they stand in the log.
+
     Raises:
         ConfigurationError: the URL has no known scheme, or lacks a part.
         BrokerUnavailable: nothing answers there.
     """
     broker = await _open(url)
     try:
-        if any(os.environ.get(name) for name in SIGNING):
+        if signed and any(os.environ.get(name) for name in SIGNING):
             from choreo.broker.signed import signed_by_settings
 
             broker = signed_by_settings(broker, os.environ)
-        if os.environ.get(ENCRYPTION):
+        if encrypted and os.environ.get(ENCRYPTION):
             from choreo.broker.encrypted import encrypted_by_settings
 
             broker = encrypted_by_settings(broker, os.environ)

@@ -149,7 +149,8 @@ def verify(
                 sound = await _store_agrees(opened, name, store, as_json=as_json) and sound
         return sound
 
-    return Exit.DONE if with_broker(broker, work) else Exit.NO
+    # Payloads as they stand in the log: verification needs no keys, and what was sealed are these bytes.
+    return Exit.DONE if with_broker(broker, work, encrypted=False) else Exit.NO
 
 
 async def _store_agrees(broker: Broker, saga: str, url: str, *, as_json: bool) -> bool:
@@ -189,15 +190,17 @@ def _print_verified(found: Verified) -> None:
     )
 
 
-def with_broker(url: str | None, work: Callable[[Broker], Awaitable[T]]) -> T:
-    """Open the broker, do the work, close the broker."""
+def with_broker(
+    url: str | None, work: Callable[[Broker], Awaitable[T]], *, signed: bool = True, encrypted: bool = True
+) -> T:
+    """Open the broker (as ``open_broker`` does), do the work, close the broker."""
     from choreo.broker import open_broker
     from choreo.cli.process import run_async
 
     address = broker_url(url)
 
     async def main() -> T:
-        opened = await open_broker(address)
+        opened = await open_broker(address, signed=signed, encrypted=encrypted)
         try:
             return await work(opened)
         finally:

@@ -22,9 +22,7 @@ def seal(
     *,
     key: Annotated[
         str | None,
-        Parameter(
-            env_var="CHOREO_SEAL_KEY_FILE", help="PEM file of an Ed25519 private key, to sign the checkpoints with."
-        ),
+        Parameter(env_var="CHOREO_SEAL_KEY", help="PEM file of an Ed25519 private key, to sign the checkpoints with."),
     ] = None,
     broker: BrokerUrl = None,
     as_json: AsJson = False,
@@ -51,7 +49,7 @@ def seal(
                 made += await seal_log(opened, name, signer=signer, on_progress=move)
         return made
 
-    made = with_broker(broker, work)
+    made = with_broker(broker, work, signed=False, encrypted=False)
     for one in made:
         if as_json:
             write_json({"hash": one.hash, "checkpoint": one})
@@ -83,7 +81,7 @@ def prove(
 
         return await prove_saga(opened, (await find_saga(opened, saga)).name, saga_id)
 
-    proof = with_broker(broker, work)
+    proof = with_broker(broker, work, signed=False, encrypted=False)
     if output is None:
         write_json(proof)
         return 0

@@ -75,7 +75,6 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("signing.seal_key", "CHOREO_SEAL_KEY", "text", "", "PEM of the key that signs checkpoints of the log"),
     Setting("payload.keys", "CHOREO_PAYLOAD_KEYS", "text", "", "directory of keys; with it payloads are encrypted"),
     Setting("payload.subject", "CHOREO_PAYLOAD_SUBJECT", "text", "", "path in a saga's input to the data subject"),
-    Setting("seal.key_file", "CHOREO_SEAL_KEY_FILE", "text", "", "PEM of the key that signs checkpoints of the log"),
     _kafka("security", "tls, sasl_tls; plaintext, sasl_plaintext"),
     _kafka("ca_file", "PEM of those who may have signed the brokers' certificates"),
     _kafka("cert_file", "PEM of our certificate, for mutual TLS"),

@@ -409,6 +409,9 @@ class Client:
 
     async def _watch(self, saga: Saga) -> OutcomeWatch:
         broker, _ = self._connection()
+        watch = self._watches.get(saga.name)
+        if watch is not None and watch.is_following:
+            return watch
         async with self._lock:
             watch = self._watches.get(saga.name)
             if watch is None:

@@ -10,13 +10,13 @@ from choreo.broker.port import Broker, Message, Reader, TopicPartition
 from choreo.broker.topics import saga_topic
 from choreo.errors import BrokerError, StartRefused, Undecodable
 from choreo.messages.codec import decode
-from choreo.messages.headers import read_route
+from choreo.messages.headers import CE_TYPE
 from choreo.messages.records import SagaCompensated, SagaCompleted
 from choreo.messages.records import StartRefused as StartRefusedRecord
 
 Outcome = SagaCompleted | SagaCompensated
 
-_WATCHED = (SagaCompleted, SagaCompensated, StartRefusedRecord)
+_WATCHED = frozenset(CE_TYPE[kind] for kind in (SagaCompleted, SagaCompensated, StartRefusedRecord))
 
 
 class OutcomeWatch:
@@ -33,9 +33,14 @@ class OutcomeWatch:
         self._waiting: dict[bytes, list[tuple[str | None, asyncio.Future[Outcome]]]] = {}
         self._failure: BrokerError | None = None
 
+    @property
+    def is_following(self) -> bool:
+        """Whether ``subscribe`` has nothing to do."""
+        return self._task is not None and not self._task.done()
+
     async def subscribe(self) -> None:
         """Be at the end of the log. Everything that is appended after this returns will be seen."""
-        if self._task is not None and not self._task.done():
+        if self.is_following:
             return
         tps = [TopicPartition(self._topic, n) for n in range(await self._broker.partitions(self._topic))]
         ends = await self._broker.offsets(tps)
@@ -81,7 +86,7 @@ class OutcomeWatch:
                 self._fail(error)
                 return
             for message in messages:
-                if message.key in self._waiting and read_route(message.headers).kind in _WATCHED:
+                if message.key in self._waiting and message.header("ce_type") in _WATCHED:
                     self._deliver(message)
 
     def _deliver(self, message: Message) -> None:

@@ -367,7 +367,7 @@ async def started(kafka: AIOKafkaConsumer, timeout_s: float) -> None:
     try:
         async with asyncio.timeout(timeout_s):
             await kafka.start()
-        internals.fetch_lean(kafka)
+            await internals.fetch_lean(kafka)
     except BaseException:
         await stopped(kafka, STOP_S)
         raise

@@ -22,7 +22,6 @@ from collections.abc import Awaitable, Callable, Collection
 import msgspec
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import CorruptRecordException, IllegalStateError, KafkaError
-from aiokafka.structs import ConsumerRecord
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from choreo.broker.kafka import internals
@@ -177,7 +176,7 @@ class Fetching:
         else:
             self._moved.clear()
             self._pace(sum(map(len, fetched.values())))
-            return {tp: [message_of(record) for record in records] for tp, records in fetched.items()}
+            return dict(fetched)
         await self._go_back()
         try:
             return await self._isolate(records_max)
@@ -249,15 +248,3 @@ def misplaced(message: Message) -> Message:
     """The message under the mark of one that is in a partition where its key does not belong."""
     why = b"its key belongs into another partition than %d; its writer must choose as Kafka's own clients do (murmur2)"
     return msgspec.structs.replace(message, headers=((MISPLACED, why % message.partition), *message.headers))
-
-
-def message_of(record: ConsumerRecord) -> Message:
-    """The port's message. On the hot path: once for each record."""
-    headers = record.headers
-    for _, value in headers:
-        if value is None:  # Kafka knows header values that are null; the port does not
-            headers = tuple((name, value or b"") for name, value in headers)
-            break
-    return Message(
-        record.topic, record.partition, record.offset, record.timestamp, record.key, record.value or b"", headers
-    )

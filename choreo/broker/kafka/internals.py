@@ -26,7 +26,7 @@ from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
-from choreo.broker.kafka.fetch_codec import LeanClient
+from choreo.broker.kafka.lean_fetcher import LeanFetcher
 from choreo.broker.port import Headers
 
 UNKNOWN_OFFSET = -1
@@ -72,9 +72,14 @@ def position(kafka: AIOKafkaConsumer, tp: KafkaTopicPartition) -> int | None:
     return None if state is None or not state.has_valid_position else int(state.position)
 
 
-def fetch_lean(kafka: AIOKafkaConsumer) -> None:
-    """Let the fetcher's requests be written, and the responses read, by ``fetch_codec``: it has no public way in."""
-    kafka._fetcher._client = LeanClient(kafka._fetcher._client)  # noqa: SLF001
+async def fetch_lean(kafka: AIOKafkaConsumer) -> None:
+    """Put a leaner fetcher in the place of a consumer's own. It has started, and has nothing to fetch yet.
+
+    There is no public way to another one.
+    """
+    usual = kafka._fetcher  # noqa: SLF001
+    await usual.close()
+    kafka._fetcher = LeanFetcher(kafka, usual)  # noqa: SLF001
 
 
 def pace(kafka: AIOKafkaConsumer, bytes_min: int, wait_ms: int) -> None:

@@ -131,7 +131,7 @@ class StartRefused(SagaError):
 
 
 class NotStuck(SagaError):
-    """An operator wants to act on a compensation that is not stuck (any more)."""
+    """An operator wants to act on a step at which the saga is not stuck (any more)."""
 
 
 class NoSuchDeadLetter(SagaError):

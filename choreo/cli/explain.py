@@ -86,7 +86,7 @@ def _print_preview(found: CancelPreview) -> None:
     words = {
         "no_compensation": "it has no compensation",
         "past_pivot": "the saga is past its pivot",
-        "stuck": "its compensation is stuck: an operator is needed",
+        "stuck": "stuck: an operator is needed",
     }
     for kept in found.keeps:
         print(f"stays: {kept.step}, {words[kept.why]}")  # noqa: T201

@@ -1,4 +1,4 @@
-"""``choreo retry``, ``skip`` and ``resolve``: an operator's answers to a stuck compensation."""
+"""``choreo retry``, ``skip`` and ``resolve``: an operator's answers to a stuck saga."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from choreo.client.client import Act
 
 SagaId = Annotated[str, Parameter(help="The id of the stuck saga.")]
-StepName = Annotated[str, Parameter(help="The step whose compensation is stuck.")]
+StepName = Annotated[str, Parameter(help="The step at which the saga is stuck.")]
 Reason = Annotated[str, Parameter(help="Why; it stays in the saga's history.")]
 Operator = Annotated[str, Parameter(help="Who; the login name by default.")]
 
@@ -26,7 +26,7 @@ def retry(
     operator: Operator = "",
     broker: BrokerUrl = None,
 ) -> int:
-    """Run a stuck compensation again, with a new generation and new attempts.
+    """Try again what the saga is stuck at, with new attempts: a compensation, or past the pivot the step itself.
 
     Example: choreo retry order 0199a8c3 charge_card --reason "the gateway is back"
     """
@@ -42,7 +42,7 @@ def skip(
     operator: Operator = "",
     broker: BrokerUrl = None,
 ) -> int:
-    """Take a stuck compensation as done, and go on undoing what came before.
+    """Take what the saga is stuck at as done by hand, and go on: back, or past the pivot forward.
 
     Example: choreo skip order 0199a8c3 charge_card --reason "refunded by hand, receipt 4711"
     """
@@ -58,7 +58,7 @@ def resolve(
     operator: Operator = "",
     broker: BrokerUrl = None,
 ) -> int:
-    """Take all that is left to undo as done by hand: the saga ends, and its outcome says so.
+    """Take all that is left, to undo or past the pivot to do, as done by hand: the saga ends, and its history says so.
 
     Example: choreo resolve order 0199a8c3 charge_card --reason "settled with the customer"
     """

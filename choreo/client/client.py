@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from random import Random, SystemRandom
 from types import TracebackType
 from typing import Literal, Self
@@ -56,6 +57,8 @@ class Client:
         broker: a broker URL, or an open broker, which then stays open when the client closes.
         source: names this program in the records' ``ce_source``.
         content_type: what the sagas it starts are written in, ``application/json`` or ``application/msgpack``.
+        exception_modules: modules that may be imported to rebuild a service's exception as the cause of ``SagaFailed``;
+            from modules that are imported already it is rebuilt anyway.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Client:
         *,
         source: str = "client",
         content_type: str = JSON,
+        exception_modules: Collection[str] = (),
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
@@ -73,6 +77,7 @@ class Client:
         self._given = None if isinstance(broker, str) else broker
         self._source = f"/choreo/{source}"
         self._content_type = content_type
+        self._exception_modules = frozenset(exception_modules)
         self._clock = clock or SystemClock()
         self._random = random or SystemRandom()
         self._open: tuple[Broker, Producer] | None = None
@@ -150,7 +155,8 @@ class Client:
         """Start a saga and wait for its outcome. Subscribes before it starts, so no outcome is missed.
 
         Raises:
-            SagaFailed: the saga was compensated; the error says at which step, and why.
+            SagaFailed: the saga was compensated; the error says at which step, and why. It is raised from the service's
+                own exception where its class is known here.
             StartRefused: the id is taken by a saga with another input.
             WaitTimeout: the wait has ended; the saga goes on, the error has its id. ``None`` waits for ever.
         """
@@ -159,7 +165,7 @@ class Client:
         watch = await self._watch(saga)
         with watch.expect(record.saga_id, record.start) as outcome:
             await self._send(record, traceparent)
-            return completed_or_raise(await within(outcome, record.saga_id, timeout_s))
+            return completed_or_raise(await within(outcome, record.saga_id, timeout_s), self._exception_modules)
 
     async def wait(self, saga: Saga, saga_id: str, *, timeout_s: float | None = WAIT_S_DEFAULT) -> SagaCompleted:
         """Wait for the outcome of a saga that was started earlier, by whomever.
@@ -175,8 +181,8 @@ class Client:
                 completed = state.outcome.kind == "completed"
                 told = record_of(contract, state, Decision("complete" if completed else "compensated"))
                 assert isinstance(told, (SagaCompleted, SagaCompensated)), "an outcome is one of the two"
-                return completed_or_raise(told)
-            return completed_or_raise(await within(outcome, saga_id, timeout_s))
+                return completed_or_raise(told, self._exception_modules)
+            return completed_or_raise(await within(outcome, saga_id, timeout_s), self._exception_modules)
 
     async def status(self, saga: Saga, saga_id: str) -> SagaStatus:
         """Where a saga is: a fold of the log as it is now, so it answers while steps run and after restarts.
@@ -277,19 +283,21 @@ class Client:
         await self._set_pause(saga, saga_id, SagaResumed, TypeResumed, operator=operator, reason=reason)
 
     async def act(self, saga: Saga, saga_id: str, act: Act, step: str, *, operator: str, reason: str) -> None:
-        """Answer a stuck compensation as an operator. Returns when the log has the act.
+        """Answer a stuck saga as an operator. Returns when the log has the act.
+
+        On the way back a saga is stuck at a compensation, past its pivot at a step that has failed in all its rounds.
 
         Args:
             saga: its contract.
             saga_id: the stuck saga.
-            act: ``retry`` the compensation; ``skip`` it, as undone by hand; ``resolve`` the saga: all that is left is
-                undone by hand, and the saga ends.
-            step: the step whose compensation is stuck.
+            act: ``retry`` the compensation, or the step; ``skip`` it, as undone or done by hand; ``resolve`` the saga:
+                all that is left is undone, or done, by hand, and the saga ends.
+            step: the step at which it is stuck.
             operator, reason: who and why, for the audit.
 
         Raises:
             SagaNotFound: nothing is known of the saga.
-            NotStuck: no compensation of that step is stuck (any more).
+            NotStuck: the saga is not stuck at that step (any more).
         """
         _, state = await self._fold(saga, saga_id)
         await self.act_on(saga, state, act, step, operator=operator, reason=reason)

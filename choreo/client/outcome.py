@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
+from choreo.client.remote import remote_exception
 from choreo.client.watch import Outcome
 from choreo.errors import SagaFailed, WaitTimeout
 from choreo.messages.records import SagaCompleted
@@ -22,8 +24,13 @@ async def within(outcome: asyncio.Future[Outcome], saga_id: str, timeout_s: floa
         ) from None
 
 
-def completed_or_raise(outcome: Outcome) -> SagaCompleted:
-    """A completed saga's record. Raises ``SagaFailed`` with the remote traceback as a note for a compensated one."""
+def completed_or_raise(outcome: Outcome, modules: Collection[str] = ()) -> SagaCompleted:
+    """A completed saga's record.
+
+    Raises:
+        SagaFailed: it was compensated. The remote traceback is a note, and the exception of the service its cause,
+            where its class is known here or in one of ``modules`` (see ``remote``).
+    """
     if isinstance(outcome, SagaCompleted):
         return outcome
     failure = outcome.failure
@@ -44,4 +51,4 @@ def completed_or_raise(outcome: Outcome) -> SagaCompleted:
     )
     if failure.traceback:
         error.add_note(f"Traceback in the service:\n{failure.traceback}")
-    raise error
+    raise error from remote_exception(failure, modules)

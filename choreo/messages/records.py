@@ -120,7 +120,7 @@ class SignalReceived(Record, frozen=True, kw_only=True, omit_defaults=True, tag=
 
 
 class OperatorActed(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="operator_acted"):
-    """An operator's answer to a stuck compensation (rule 16). The first of it and a late answer counts.
+    """An operator's answer to a stuck saga (rules 16, 17). The first of it and a late answer counts.
 
     Attributes:
         act: ``retry`` gives the next generation; ``skip`` takes this one as undone; ``resolve`` takes all that is

@@ -215,7 +215,7 @@ class Runner:
     async def act(
         self, saga: Saga, saga_id: str, act: Act, step: str, *, operator: str = "test", reason: str = ""
     ) -> None:
-        """Answer a stuck compensation as an operator. See ``Client.act``."""
+        """Answer the stuck saga as an operator. See ``Client.act``."""
         await self._client.act(saga, saga_id, act, step, operator=operator, reason=reason)
 
     # What the log says
@@ -345,7 +345,7 @@ class Runner:
                 raise
             raise WaitTimeout(
                 saga_id,
-                f"saga {saga_id!r} is stuck: the compensation of step {stuck.step!r} failed for good "
+                f"saga {saga_id!r} is stuck at step {stuck.step!r}, which failed for good, or whose compensation did "
                 f"({stuck.failure.message or stuck.failure.code or stuck.failure.kind}). It waits for an operator's "
                 "act: Runner.act(saga, saga_id, 'retry' or 'skip' or 'resolve', step)",
             ) from None

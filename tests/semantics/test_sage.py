@@ -577,6 +577,7 @@ async def test_s14_the_caller_sees_the_remote_traceback_and_the_exceptions_type(
     assert isinstance(outcome, SagaCompensated)
     assert outcome.failure is not None
     assert outcome.failure.exception_type == f"{__name__}.Kaputt"
+    assert isinstance(failed.__cause__, Kaputt), "its class is known here"
 
 
 # S15

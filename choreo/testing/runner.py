@@ -345,7 +345,7 @@ class Runner:
                 raise
             raise WaitTimeout(
                 saga_id,
-                f"saga {saga_id!r} is stuck at step {stuck.step!r}, which failed for good, or whose compensation did "
+                f"saga {saga_id!r} is stuck at step {stuck.step!r}, which could not be undone or done "
                 f"({stuck.failure.message or stuck.failure.code or stuck.failure.kind}). It waits for an operator's "
                 "act: Runner.act(saga, saga_id, 'retry' or 'skip' or 'resolve', step)",
             ) from None

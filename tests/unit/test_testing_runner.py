@@ -226,7 +226,7 @@ async def test_a_saga_that_is_stuck_ends_the_wait_and_an_operator_can_act() -> N
         raise Reject("no")
 
     async with Runner(service) as runner:
-        with pytest.raises(WaitTimeout, match=r"is stuck: the compensation of step 'a' .*the bank is closed"):
+        with pytest.raises(WaitTimeout, match=r"is stuck at step 'a', .*the bank is closed"):
             await runner.run(saga, {}, id="s")
         assert any(isinstance(record, SagaStuck) for record in runner.history("s"))
         with pytest.raises(WaitTimeout, match="is stuck"):

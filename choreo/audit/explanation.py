@@ -45,6 +45,7 @@ Kind = Literal[
     "saga_log",  # waits for the saga-log to say what is decided, or to fire a timer
     "signal",  # waits for something outside
     "scheduled",  # waits for the time at which it is to begin
+    "paused",  # an operator holds it, or all of its type
     "backoff",  # waits for a time
     "pivot",  # a cancel waits for the pivot's outcome
     "contract",  # its records wait for a contract that is not registered
@@ -159,7 +160,8 @@ class _Explaining:
         state = self._state
         if not state.started:
             return [self._not_started()]
-        found = [self._stuck(key) for key, instance in state.instances.items() if instance.stuck]
+        found = self._pauses()
+        found += [self._stuck(key) for key, instance in state.instances.items() if instance.stuck]
         found += await self._saga_log()
         found += await self._instances()
         if state.waits_for_begin and state.begins_ms + PROMPT_MS > self._now_ms:
@@ -368,6 +370,26 @@ class _Explaining:
         if all(each.finished for each in waited):
             return ("look at the service's log and at the dead letters: it has read the record and said nothing",)
         return ()
+
+    def _pauses(self) -> list[Reason]:
+        """Pauses in force; they hold a saga whatever else it waits for."""
+        trail, found = self._trail, []
+        pauses = (
+            (self._state.pause, "paused", f"{trail.saga} {trail.saga_id}"),
+            (self._state.type_pause, f"all sagas of {trail.saga} are paused", f"--type {trail.saga}"),
+        )
+        for pause, what, whom in pauses if self._state.outcome is None else ():
+            if pause is not None:
+                why = f": {pause.reason}" if pause.reason else ""
+                found.append(
+                    Reason(
+                        kind="paused",
+                        since_ms=pause.since_ms,
+                        text=f"{what} by {pause.operator or 'somebody'} since {self._clock(pause.since_ms)}{why}",
+                        advice=(f"to let it go on: choreo resume {whom} --why …",),
+                    )
+                )
+        return found
 
     def _signal(self, key: Key, instance: Instance) -> Reason:
         step, trail = key[0], self._trail

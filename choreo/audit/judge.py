@@ -114,6 +114,8 @@ class Judge:
     def record(self, each: Folding) -> None:
         """Judge a record by the state before it."""
         record, offset = each.entry.record, each.entry.offset
+        if record.saga_id != each.before.saga_id:
+            return  # a pause of all sagas of the type: an operator's act, which is folded into each of them
         self._label(each.message, record)
         # What is encrypted anew says the same in other bytes.
         comparable = veiled(record) if b"encrypted" in each.message.value else record

@@ -135,6 +135,8 @@ class _Batch:
         """A record was folded; in a second pass, those before the saga came back have been given."""
         if not self._since_ms <= each.entry.at_ms <= self._until_ms:
             return
+        if each.entry.record.saga_id != each.before.saga_id:
+            return  # a pause of the type is folded into each saga, and is no record of any
         if self._revived is None or each.entry.offset >= self._revived[each.before.saga_id].first:
             self._rows.append(_exported(each, with_values=self._with_values))
 

@@ -12,6 +12,7 @@ from choreo.broker.registry import Registry, announce
 from choreo.broker.topics import dead_letter_topic, saga_topic
 from choreo.contract import Saga, Step
 from choreo.errors import SagaNotFound
+from choreo.messages.records import SagaPaused, SagaResumed
 from tests.conformance.members import ignore
 from tests.unit.audit.test_history import say_what_is_owed
 from tests.unit.audit.test_preview import PIVOTED
@@ -177,6 +178,18 @@ async def test_a_step_that_waits_for_a_signal() -> None:
     reason = await world.only("signal")
     assert reason.text == ("waits for signal approved (step b) since 22:13:21; without it the step fails at 23:13:21")
     assert reason.advice == ("when it has happened: choreo signal order s approved",)
+
+
+async def test_a_saga_that_an_operator_holds() -> None:
+    world = await World.open()
+    world.clock.ms += 1_000
+    about = world.pen.about("s")
+    await world.pen.write(SagaPaused(**about, request="p", operator="anna", reason="the bank is down"))
+    reason = (await world.why()).reasons[0]
+    assert (reason.kind, reason.text) == ("paused", "paused by anna since 22:13:21: the bank is down")
+    assert reason.advice == ("to let it go on: choreo resume order s --why …",)
+    await world.pen.write(SagaResumed(**about, request="r", operator="anna"))
+    assert "paused" not in {each.kind for each in (await world.why()).reasons}
 
 
 async def test_a_saga_that_is_to_begin_later() -> None:

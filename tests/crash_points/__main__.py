@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--pairs", action="store_true", help="die twice in a run, too")
     parser.add_argument("--only", default="", help="only scenarios with this in their name")
     parser.add_argument("--at", help="only one run, with deaths at these points: 12 or 12,30")
-    parser.add_argument("--effects", action="store_true", help="with --at: count only what has an effect")
+    parser.add_argument("--effects", action="store_true", help="count only what has an effect on the world")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (%(default)s, one per core)")
     parser.add_argument("--report", type=Path, help="write the counts to this file, as JSON")
     asked = parser.parse_args()
@@ -40,13 +40,15 @@ def main() -> int:
         seen = run(ALL[chosen[0]], frozenset(map(int, asked.at.split(","))), only_effects=asked.effects)
         print(seen)
         return 1 if seen.violations else 0
-    return search_all(chosen, asked.jobs, asked.report, pairs=asked.pairs)
+    return search_all(chosen, asked.jobs, asked.report, pairs=asked.pairs, effects=asked.effects)
 
 
-def search_all(names: list[str], jobs: int, report: Path | None, *, pairs: bool) -> int:
-    searches = [Search(name, only_effects=False, pairs=pairs and _has_one_step(name)) for name in names]
-    if pairs:
-        searches += [Search(name, only_effects=True, pairs=True) for name in names]
+def search_all(names: list[str], jobs: int, report: Path | None, *, pairs: bool, effects: bool) -> int:
+    searches = []
+    if not effects:
+        searches = [Search(name, only_effects=False, pairs=pairs and _has_one_step(name)) for name in names]
+    if pairs or effects:
+        searches += [Search(name, only_effects=True, pairs=pairs) for name in names]
     began = told = time.monotonic()
     counts: Counter[str] = Counter()
     failing = []
@@ -80,7 +82,7 @@ def _searched(pool: ProcessPoolExecutor, searches: list[Search]) -> Iterator[tup
 
 
 def _kind(search: Search) -> str:
-    where = "what has an effect" if search.only_effects else "awaits"
+    where = "effects" if search.only_effects else "awaits"
     return f"deaths at {'one and two' if search.pairs else 'one'} of the {where}"
 
 

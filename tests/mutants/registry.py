@@ -126,7 +126,6 @@ def by_exploring(switch: Switch) -> Found:
     return Found(where, found[0] if found else "", _is_clean(switch.case, switch.kind))
 
 
-@cache
 def _is_clean(case: Case, kind: str) -> bool:
     habits = Habits(inbox=case.habits.inbox, replicas=case.habits.replicas)
     seen = Explorer(case._replace(habits=habits)).run(seconds_max=SECONDS_MAX, ends=0)

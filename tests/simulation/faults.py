@@ -60,10 +60,10 @@ PER_CALL: dict[str, tuple[float, float]] = {
     "started_again": (0.02, 0.3),
     "started_with_other_input": (0.02, 0.3),
     "scheduled": (0.05, 0.4),
-    "signal_before_start": (0.05, 0.4),
+    "signal_before_start": (0.1, 0.6),
     "signal_withheld": (0.05, 0.4),
-    "signalled_twice": (0.05, 0.4),
-    "left_stuck": (0.1, 0.5),  # of the stuck ones
+    "signalled_twice": (0.1, 0.6),
+    "left_stuck": (0.1, 0.7),  # of the stuck ones
 }
 """Probability of each, from and to, whenever there is occasion for it."""
 

@@ -163,7 +163,10 @@ def mutants() -> Iterator[Mutant]:
 def hunt(number: int) -> tuple[Found, float]:
     """Hunt one of them, by its place among all; also how many seconds it took."""
     began = time.monotonic()
-    found = list(mutants())[number].hunt()
+    try:
+        found = list(mutants())[number].hunt()
+    except Exception as error:  # noqa: BLE001  # what it breaks is perhaps called otherwise now: told beside its name
+        found = Found(f"cannot be hunted: {error!r}", "", sound=True)
     return found, time.monotonic() - began
 
 

@@ -261,7 +261,7 @@ def settled_before_its_lane() -> Any:
 
 def time_outs_count_at_any_time() -> Any:
     """A time-out of the saga-log counts although its own append time is not past the due (rule 15)."""
-    return patch.object(evolve, "_waits_on", lambda contract, state, entry, key: _only_in_flight(state, key))
+    return patch.object(evolve, "waits_on", lambda contract, state, entry, key: _only_in_flight(state, key))
 
 
 def _only_in_flight(state: SagaState, key: Any) -> str | None:

@@ -43,6 +43,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         step, code: of the failure that the current round goes back for; empty for none.
         message: what went wrong, in words: of that failure and of what is stuck; cut to ``MESSAGE_CHARS_MAX``.
         busy: the steps that run, are being undone or are stuck; separated by spaces.
+        paused: held by a pause of its own; one of all of its type is not shown here.
         due_ms: the saga's.
         timer_ms: when its next timer fires; ``None`` for none.
         blob: the state in MessagePack; empty in the rows that queries give.
@@ -65,6 +66,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     timer_ms: int | None
     message: str = ""
     busy: str = ""
+    paused: bool = False
     blob: bytes = b""
 
 
@@ -104,6 +106,7 @@ class Query(NamedTuple):
         code: that go back for a failure with this code (its kind, where it has none).
         text: in the words of what went wrong, or at the start of the saga's id; small and capital letters of ASCII are
             the same in the words.
+        paused: held by a pause of their own, or not.
         started_before_ms, started_from_ms: started before this; then or later.
         updated_before_ms: of which nothing was heard since.
         newest_first: the other way round.
@@ -118,6 +121,7 @@ class Query(NamedTuple):
     step: str | None = None
     code: str | None = None
     text: str = ""
+    paused: bool | None = None
     started_from_ms: int | None = None
     updated_before_ms: int | None = None
     newest_first: bool = False

@@ -54,6 +54,7 @@ STEPS: tuple[str, ...] = (
     """
     ALTER TABLE partitions ADD COLUMN type_pause text NOT NULL DEFAULT '';
     """,
+    "ALTER TABLE sagas ADD COLUMN paused boolean NOT NULL DEFAULT false",
 )
 
 # Whatever changes the type in the blobs or the columns beside it gives another number, without anybody having to

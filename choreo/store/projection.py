@@ -65,6 +65,7 @@ def row_of(contract: Saga, state: SagaState, tp: TopicPartition) -> Row:
         timer_ms=next_due_ms(contract, state),
         message=message_of(state),
         busy=" ".join(busy_steps(state)),
+        paused=state.pause is not None,
         blob=encoded(state),
     )
 

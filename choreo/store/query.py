@@ -12,6 +12,9 @@ from choreo.store.port import Activity, Place, Query, Row
 
 LISTED = tuple(field for field in Row.__struct_fields__ if field != "blob")
 
+FLAGS = ("resting", "paused")
+"""The columns that SQLite has as numbers."""
+
 Position = Literal["instr", "strpos"]
 """The function that finds a text in a text, of SQLite and of PostgreSQL."""
 
@@ -43,6 +46,7 @@ def is_asked_for(row: Row, query: Query) -> bool:
         and (not query.phases or row.phase in query.phases)
         and (query.step is None or query.step == row.step or query.step in row.busy.split())
         and query.code in (None, row.code)
+        and query.paused in (None, row.paused)
         and (not query.text or _small(query.text) in _small(row.message) or row.saga_id.startswith(query.text))
         and (query.started_before_ms is None or row.started_ms < query.started_before_ms)
         and (query.started_from_ms is None or row.started_ms >= query.started_from_ms)
@@ -69,6 +73,7 @@ def select(query: Query, mark: Callable[[int], str], position: Position) -> tupl
         ("saga = {}", query.saga),
         ("version = {}", query.version),
         ("code = {}", query.code),
+        ("paused = {}", query.paused),
         ("code <> ''", query.code or None),  # or the index of the failed would not be used
         ("started_ms < {}", query.started_before_ms),
         ("started_ms >= {}", query.started_from_ms),

@@ -25,7 +25,8 @@ CREATE TABLE partitions (topic TEXT, number INTEGER, offset INTEGER NOT NULL, ma
 CREATE TABLE sagas (topic TEXT, partition INTEGER NOT NULL, saga TEXT NOT NULL, saga_id TEXT, version INTEGER NOT NULL,
     phase TEXT NOT NULL, round INTEGER NOT NULL, resting INTEGER NOT NULL, started_ms INTEGER NOT NULL,
     updated_ms INTEGER NOT NULL, finished_ms INTEGER NOT NULL, step TEXT NOT NULL, code TEXT NOT NULL,
-    due_ms INTEGER NOT NULL, timer_ms INTEGER, message TEXT NOT NULL, busy TEXT NOT NULL, blob BLOB NOT NULL,
+    due_ms INTEGER NOT NULL, timer_ms INTEGER, message TEXT NOT NULL, busy TEXT NOT NULL, paused INTEGER NOT NULL,
+    blob BLOB NOT NULL,
     PRIMARY KEY (topic, saga_id));
 CREATE INDEX active ON sagas (topic, partition) WHERE resting = 0;
 CREATE INDEX resting ON sagas (updated_ms) WHERE resting = 1;

@@ -11,6 +11,7 @@ from choreo.broker.port import TopicPartition
 from choreo.errors import ConfigurationError, StoreError
 from choreo.store.inspection import Contents, Overview
 from choreo.store.port import Checkpoint, Row
+from choreo.store.query import FLAGS
 from choreo.store.sqlite_file import APPLICATION_ID, SCHEMA_VERSION, connect_to_read
 
 _FIELDS = Row.__struct_fields__
@@ -64,7 +65,7 @@ class SqliteInspection:
             rows = {}
             for values in execute(_ROWS, tp):
                 row = dict(zip(_FIELDS, values, strict=True))
-                rows[row["saga_id"]] = Row(**(row | {"resting": bool(row["resting"])}))
+                rows[row["saga_id"]] = Row(**(row | {name: bool(row[name]) for name in FLAGS}))
             parked: dict[str, set[int]] = {}
             query = "SELECT saga_id, offset FROM parked WHERE topic = ? AND partition = ?"
             for saga_id, offset in execute(query, tp):

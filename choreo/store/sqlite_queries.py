@@ -20,7 +20,7 @@ from choreo.core import SagaState
 from choreo.errors import StoreError
 from choreo.store.port import Activity, Query, Row
 from choreo.store.projection import state_of
-from choreo.store.query import ACTIVITY, LISTED, activities, select
+from choreo.store.query import ACTIVITY, FLAGS, LISTED, activities, select
 from choreo.store.sqlite_file import connect_to_read
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class SqliteQueries:
 
         def read(connection: sqlite3.Connection) -> Sequence[Row]:
             rows = (dict(zip(LISTED, row, strict=True)) for row in connection.execute(text, values))
-            return [Row(**(row | {"resting": bool(row["resting"])})) for row in rows]
+            return [Row(**(row | {name: bool(row[name]) for name in FLAGS})) for row in rows]
 
         return await self._ask(read)
 

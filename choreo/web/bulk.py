@@ -78,7 +78,10 @@ class Bulks:
     async def preview(self, request: BulkRequest, *, by: str) -> Bulk:
         """Find whom it would hit."""
         wanted = self._desk.query_of(request.filter)
-        possible = IN_PROGRESS if request.act == "cancel" else ("stuck",)
+        of_steps = request.act in ("retry", "skip", "resolve")
+        possible = ("stuck",) if of_steps else IN_PROGRESS
+        if request.act in ("pause", "resume"):
+            wanted = wanted._replace(paused=request.act == "resume")
         phases = tuple(phase for phase in possible if not wanted.phases or phase in wanted.phases)
         rows = []
         if phases:
@@ -86,10 +89,12 @@ class Bulks:
             rows = [
                 row
                 for row in await self._desk.search(query)
-                if request.act == "cancel" or request.step is None or request.step in row.busy.split()
+                if not of_steps or request.step is None or request.step in row.busy.split()
             ]
-        if request.act == "cancel" and request.step is not None:
-            raise invalid("body step", "a cancel is of a saga, not of a step", "must be left out for cancel")
+        if request.step is not None and not of_steps:
+            raise invalid(
+                "body step", f"{request.act} is of a saga, not of a step", f"must be left out for {request.act}"
+            )
         job = Job(
             id=secrets.token_urlsafe(16),
             act=request.act,
@@ -174,7 +179,7 @@ class Bulks:
         for pause_s in (*RETRIES_S, None):
             try:
                 known = await self._desk.known(line.saga, line.saga_id)
-                if job.act != "cancel" and not stuck_steps(known.state):
+                if job.act in ("retry", "skip", "resolve") and not stuck_steps(known.state):
                     raise conflict(f"it is {known.state.phase.value}, not stuck (any more)")
                 await self._desk.act(known, job.act, job.step, operator=job.by, reason=job.reason)
             except ProblemError as problem:

@@ -139,6 +139,7 @@ class Desk:
             step=wanted.step,
             code=wanted.code,
             text=wanted.text,
+            paused=wanted.paused,
             started_before_ms=self._ago("older_than", wanted.older_than),
             started_from_ms=self._ago("younger_than", wanted.younger_than),
             updated_before_ms=self._ago("silent_for", wanted.silent_for),
@@ -248,10 +249,27 @@ class Desk:
             if state.outcome is not None:
                 raise conflict(f"saga {state.saga_id!r} has {state.outcome.kind} already; a cancel would be refused")
             await self.client.cancel(contract, state.saga_id, reason=reason, requested_by=operator)
+        elif act == "pause":
+            if state.outcome is not None or state.pause is not None:
+                why = f"has {state.outcome.kind}" if state.outcome is not None else "is paused"
+                raise conflict(f"saga {state.saga_id!r} {why} already")
+            await self.client.pause(contract, state.saga_id, operator=operator, reason=reason)
+        elif act == "resume":
+            if state.pause is None:
+                what = "all sagas of its name are; resume those" if state.type_pause is not None else "nothing holds it"
+                raise conflict(f"saga {state.saga_id!r} is not paused by itself: {what}")
+            await self.client.resume(contract, state.saga_id, operator=operator, reason=reason)
         else:
             for each in (step,) if step is not None else stuck_steps(state) or ("",):
                 await self.client.act_on(contract, state, act, each, operator=operator, reason=reason)
         return Accepted(saga=contract.name, saga_id=state.saga_id, act=act, operator=operator)
+
+    async def pause_all(self, saga: str, *, on: bool, operator: str, reason: str) -> Accepted:
+        """Hold all sagas of a name, those too that start later; or let them go on."""
+        contract = await self.contract(saga, None)
+        do = self.client.pause if on else self.client.resume
+        await do(contract, operator=operator, reason=reason)
+        return Accepted(saga=saga, saga_id="", act="pause" if on else "resume", operator=operator)
 
     async def close(self) -> None:
         """End the streams."""

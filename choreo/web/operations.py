@@ -23,7 +23,6 @@ from choreo.web.shapes import (
     Bulk,
     BulkConfirm,
     BulkRequest,
-    CancelRequest,
     ContractDetail,
     ContractLine,
     EventsQuery,
@@ -31,6 +30,7 @@ from choreo.web.shapes import (
     LettersQuery,
     ListQuery,
     Overview,
+    ReasonedAct,
     RedrivenTo,
     RedriveRequest,
     SagaPage,
@@ -149,6 +149,13 @@ async def _signal(call: Call) -> Accepted:
     return await call.desk.signal(known, call.body, by=call.who.name)
 
 
+def _all_of_a_name(*, on: bool) -> Callable[[Call], Awaitable[Accepted]]:
+    async def run(call: Call) -> Accepted:
+        return await call.desk.pause_all(call.path["saga"], on=on, operator=call.who.name, reason=call.body.reason)
+
+    return run
+
+
 async def _contracts(call: Call) -> list[ContractLine]:
     return [contract_line(contract) for contract in await call.desk.contracts()]
 
@@ -184,6 +191,15 @@ _GONE = (HTTPStatus.NOT_FOUND,)
 _ELSEWHERE = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 _ACCEPTED = HTTPStatus.ACCEPTED
 
+_SAGA_ACTS: tuple[tuple[Act, str], ...] = (
+    ("cancel", "Turn a saga round: what it has done is undone"),
+    ("pause", "Hold a saga: what is in flight finishes, nothing else begins"),
+    ("resume", "Let a paused saga go on"),
+)
+_TYPE_ACTS: tuple[tuple[Act, str], ...] = (
+    ("pause", "Hold all sagas of a name, those too that start later"),
+    ("resume", "Let all sagas of a name go on"),
+)
 _STEP_ACTS: tuple[tuple[Act, str], ...] = (
     ("retry", "Try a stuck step again"),
     ("skip", "Take a stuck step as done by hand, and go on"),
@@ -220,17 +236,35 @@ OPERATIONS: tuple[Operation, ...] = (
         status=_ACCEPTED,
         errors=_ELSEWHERE,
     ),
-    Operation(
-        "cancel_saga",
-        "POST",
-        f"{_SAGA}/cancel",
-        Role.OPERATE,
-        "Turn a saga round: what it has done is undone",
-        _act("cancel"),
-        Accepted,
-        body=CancelRequest,
-        status=_ACCEPTED,
-        errors=_ELSEWHERE,
+    *(
+        Operation(
+            f"{act}_saga",
+            "POST",
+            f"{_SAGA}/{act}",
+            Role.OPERATE,
+            summary,
+            _act(act),
+            Accepted,
+            body=ReasonedAct,
+            status=_ACCEPTED,
+            errors=_ELSEWHERE,
+        )
+        for act, summary in _SAGA_ACTS
+    ),
+    *(
+        Operation(
+            f"{act}_all",
+            "POST",
+            f"/types/{{saga}}/{act}",
+            Role.OPERATE,
+            summary,
+            _all_of_a_name(on=act == "pause"),
+            Accepted,
+            body=ReasonedAct,
+            status=_ACCEPTED,
+            errors=_GONE,
+        )
+        for act, summary in _TYPE_ACTS
     ),
     *(
         Operation(

@@ -27,8 +27,8 @@ Duration = Annotated[str, Meta(min_length=1, max_length=40, examples=["30s", "1h
 SearchText = Annotated[str, Meta(max_length=200)]
 Limit = Annotated[int, Meta(ge=1, le=500)]
 
-Act = Literal["cancel", "retry", "skip", "resolve"]
-"""What an operator can do: turn a saga round; or, of a stuck step: try again, take it as done by hand, or all."""
+Act = Literal["cancel", "pause", "resume", "retry", "skip", "resolve"]
+"""What an operator can do: turn a saga round; hold it; of a stuck step: try again, take it as done by hand, or all."""
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -41,6 +41,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         step: that go back for a failure of this step, or at which it runs, is being undone or is stuck.
         code: with this failure code (the failure's kind, where it has none).
         text: in the words of what went wrong, or at the beginning of the saga's id.
+        paused: held by a pause of their own, or not.
         older_than: started longer ago than this.
         younger_than: started since.
         silent_for: of which nothing was heard for so long.
@@ -52,6 +53,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     step: StepName | None = None
     code: SearchText | None = None
     text: SearchText = ""
+    paused: bool | None = None
     older_than: Duration | None = None
     younger_than: Duration | None = None
     silent_for: Duration | None = None
@@ -67,6 +69,7 @@ class ListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         step: that go back for a failure of this step, or at which it runs, is being undone or is stuck.
         code: with this failure code (the failure's kind, where it has none).
         text: in the words of what went wrong, or at the beginning of the saga's id.
+        paused: held by a pause of their own, or not.
         older_than: started longer ago than this.
         younger_than: started since.
         silent_for: of which nothing was heard for so long.
@@ -81,6 +84,7 @@ class ListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     step: StepName | None = None
     code: SearchText | None = None
     text: SearchText = ""
+    paused: bool | None = None
     older_than: Duration | None = None
     younger_than: Duration | None = None
     silent_for: Duration | None = None
@@ -95,6 +99,7 @@ class SagaLine(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         step, code, message: of the failure that it goes back for; empty for none.
         busy: the steps that run, are being undone or are stuck.
+        paused: held by a pause of its own.
     """
 
     saga: str
@@ -110,6 +115,7 @@ class SagaLine(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     message: str
     busy: tuple[str, ...]
+    paused: bool
 
 
 class SagaPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,8 +177,8 @@ class SignalRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     reason: Annotated[str, Meta(max_length=2_000)] = ""
 
 
-class CancelRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A saga to be turned round."""
+class ReasonedAct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Something to be done to a saga, or to all of a name."""
 
     reason: Reason
 
@@ -280,7 +286,8 @@ class BulkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Something to be done to many sagas; nothing is done before it is confirmed.
 
     Attributes:
-        filter: which; finished ones are passed over, and for retry, skip and resolve all that are not stuck.
+        filter: which; finished ones are passed over, for retry, skip and resolve all that are not stuck, and those that
+            are paused already, or are not.
         step: of retry, skip and resolve: at which step a saga must be stuck; every stuck step if left out.
     """
 

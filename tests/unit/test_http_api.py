@@ -244,6 +244,46 @@ async def test_a_stuck_saga_is_freed(world: World, api: httpx.AsyncClient, act: 
     await world.until("s", "compensated")
 
 
+async def test_sagas_are_held_and_let_go_one_by_one_in_bulk_and_by_name(world: World, api: httpx.AsyncClient) -> None:
+    for saga_id in ("p-1", "p-2"):
+        await world.start(saga_id, wait=True)
+        await world.until_busy(saga_id, "charge_card")
+    reason = {"reason": "the bank is away"}
+    assert (await api.post("/api/v1/sagas/order/p-1/pause", json=reason)).status_code == 202
+
+    async def held() -> list[str]:
+        lines = (await api.get("/api/v1/sagas?paused=true")).json()["sagas"]
+        return sorted(line["saga_id"] for line in lines)
+
+    async def held_are(*expected: str) -> None:
+        async def so() -> bool:
+            return await held() == list(expected)
+
+        await until(so, f"{expected} to be held")
+
+    await held_are("p-1")
+    problem(await api.post("/api/v1/sagas/order/p-1/pause", json=reason), 409, "conflict")
+    problem(await api.post("/api/v1/sagas/order/p-2/resume", json=reason), 409, "conflict")
+    for act, expected in (("pause", ("p-1", "p-2")), ("resume", ())):
+        preview = (await api.post("/api/v1/bulk", json={"act": act, "filter": {"text": "p-"}})).json()
+        assert preview["count"] == (1 if act == "pause" else 2), "only those to whom it can be done"
+        body = {**reason, "count": preview["count"], "per_second": 500}
+        assert (await api.post(f"/api/v1/bulk/{preview['id']}/confirm", json=body)).status_code == 202
+        await held_are(*expected)
+    assert (await api.post("/api/v1/types/order/pause", json=reason)).status_code == 202
+    world.go_on.set()
+
+    async def all_held() -> bool:
+        paused: list[Any] = (await api.get("/api/v1/sagas/order/p-1/explanation")).json()["status"]["paused"]
+        return [pause["of"] for pause in paused] == ["type"]
+
+    await until(all_held, "all sagas to be held")
+    assert (await api.post("/api/v1/types/order/resume", json=reason)).status_code == 202
+    await world.until("p-1", "completed")
+    await world.until("p-2", "completed")
+    problem(await api.post("/api/v1/types/other/pause", json=reason), 404, "not-found")
+
+
 async def test_a_saga_that_waits_for_a_signal_gets_it(api: httpx.AsyncClient) -> None:
     started = (await api.post("/api/v1/sagas/parcel", json={"input": {}, "saga_id": "p"})).json()
     said = problem(await api.post(f"{started['status']}/signals", json={"name": "nobody_is_in"}), 400, "invalid-input")

@@ -76,6 +76,16 @@ async def start(site: Site, request: Request, who: Principal, form: Form) -> Res
     return see_other(f"/sagas/{segment(started.saga)}/{segment(started.saga_id)}?said=started")
 
 
+async def hold(site: Site, request: Request, who: Principal, form: Form) -> Response:
+    """Hold all sagas of a name, or let them go on."""
+    path = saga_path(request)
+    act = form.get("act", "")
+    if act not in ("pause", "resume"):
+        raise invalid("form field act", f"nothing called {act!r} can be done to all", "must be pause or resume")
+    await site.desk.pause_all(path["saga"], on=act == "pause", operator=who.name, reason=reason_of(form))
+    return see_other(f"/contracts/{segment(path['saga'])}/{segment(path['version'])}?said={act}")
+
+
 async def redrive(site: Site, request: Request, who: Principal, form: Form) -> Response:
     """Write a dead letter back."""
     path = saga_path(request)

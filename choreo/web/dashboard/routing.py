@@ -38,6 +38,7 @@ _FORMS: tuple[tuple[str, FormPage, Role], ...] = (
     (f"{_SAGA}/act/{{act}}", forms.act, Role.OPERATE),
     (f"{_SAGA}/signal", forms.signal, Role.START),
     ("/contracts/{saga}/{version}/start", forms.start, Role.START),
+    ("/contracts/{saga}/{version}/hold", forms.hold, Role.OPERATE),
     ("/dead-letters/{saga}/{letter}/redrive", forms.redrive, Role.OPERATE),
     ("/bulk", forms.bulk_preview, Role.OPERATE),
     ("/bulk/{bulk_id}/confirm", forms.bulk_confirm, Role.OPERATE),

@@ -34,6 +34,16 @@ DEEDS: dict[Act, Deed] = {
         is_grave=True,
         of_step=False,
     ),
+    "pause": Deed(
+        "Pause",
+        "What is in flight finishes; no further step begins, nothing is decided, deadlines stand still.",
+        "The log has the pause.",
+        is_grave=False,
+        of_step=False,
+    ),
+    "resume": Deed(
+        "Resume", "It goes on where it was held.", "The log has it: it goes on.", is_grave=False, of_step=False
+    ),
     "retry": Deed(
         "Try again",
         "The stuck step gets another go, with a new generation and new attempts. Mend the cause first.",
@@ -83,6 +93,9 @@ def offered(state: SagaState) -> list[Offered]:
         for act, deed in DEEDS.items()
         if deed.of_step
     ]
+    if state.started and state.outcome is None:
+        act: Act = "pause" if state.pause is None else "resume"
+        found.append(Offered(act, DEEDS[act].label, "", DEEDS[act].is_grave))
     if state.started and state.outcome is None and not state.cancelled and not state.failing:
         found.append(Offered("cancel", DEEDS["cancel"].label, "", DEEDS["cancel"].is_grave))
     return found

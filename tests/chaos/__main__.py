@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import random
 import sys
 import tempfile
@@ -40,6 +41,9 @@ def main() -> int:
         f"--nodes {settings.nodes} --seed {settings.seed}"
     )
     print(command, flush=True)
+    logging.getLogger("aiokafka").setLevel(
+        logging.CRITICAL
+    )  # it says much about brokers that are down, as they have to be
     directory = Path(tempfile.mkdtemp(prefix="choreo-chaos-"))
     report = asyncio.run(run(settings, directory, lambda line: print(line, flush=True)))
     asked.report.mkdir(parents=True, exist_ok=True)

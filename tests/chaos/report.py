@@ -26,7 +26,7 @@ def markdown(report: Report, command: str) -> str:
     ]
     lines += [
         "",
-        f"- Outcomes: {_listed(report.outcomes)}; {report.turned} other than planned, because a fault came between.",
+        f"- Outcomes: {_listed(report.outcomes)}; {report.turned} other than planned (a fault may come between).",
         f"- Effects in the services' databases: {_listed(report.effects)}.",
         f"- Said again under faults: {report.steps_said_again} steps, {report.outcomes_said_again} outcomes.",
         f"- The topic's {report.replayed:,} records were appended once more at the end: the audit found the same.",

@@ -105,6 +105,8 @@ class Compensator:
         job = compensation_job(record, hosted, self._draw_run(), message, place, self._clock.monotonic())
         counts.delay.observe(max(0.0, (self._clock.now_ms() - message.timestamp_ms) / 1_000))
         if record.settle:  # all that came before it in its lane is answered: that is all it asks
+            if self._inbox is not None:
+                await self._inbox.bar(job, lane)  # and what comes behind it, once more, is not run
             await self._replies.send(answer.settled(job), job, place)
             place.answered.settle(instance)
             return

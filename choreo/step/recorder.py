@@ -130,6 +130,15 @@ class Recorder:
 
         await self._insist(work)
 
+    async def bar(self, job: CompensationJob, lane: Lane) -> None:
+        """Keep a step from running that was given up and has not begun."""
+
+        async def work(transaction: Transaction) -> None:
+            if await transaction.claim(subject_of(job).barred(job.content_type), self.clock.now_ms(), BOUND_S):
+                await transaction.commit()
+
+        await self._insist(work, lane)
+
     async def plan_undo(self, job: CompensationJob, lane: Lane, *, is_inside: bool) -> Undo:
         """What a command asks for whose handler works outside of a transaction."""
 

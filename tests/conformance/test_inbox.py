@@ -173,6 +173,21 @@ async def test_a_compensation_before_its_step_bars_it(bank: Bank) -> None:
     assert await bank.charged() == []
 
 
+async def test_a_step_that_was_given_up_and_had_not_begun_is_barred(bank: Bank) -> None:
+    settled, failed, undone = await played(bank, undo(settle=True), trigger(), undo(generation=2))
+    assert isinstance(settled, StepCompensated)
+    assert (failed.failure.kind, failed.effect) == ("cancelled", "none")
+    assert (undone.generation, undone.undone) == (2, False)
+    assert bank.calls == []
+
+
+async def test_a_step_that_was_given_up_and_had_completed_is_undone_by_the_next_command(bank: Bank) -> None:
+    done, _, undone = await played(bank, trigger(), undo(settle=True), undo(generation=2))
+    assert isinstance(done, StepCompleted)
+    assert (undone.generation, undone.undone) == (2, True)
+    assert await bank.charged() == []
+
+
 async def test_a_compensated_step_never_says_again_that_it_has_completed(bank: Bank) -> None:
     done, undone = await played(bank, trigger(), undo())
     (again,) = await played(bank, trigger())

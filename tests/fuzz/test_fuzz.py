@@ -14,9 +14,10 @@ from choreo.broker.kafka import KafkaBroker
 from choreo.broker.port import TopicPartition
 from choreo.broker.registry import ensure_saga_topics
 from choreo.broker.topics import saga_topic
-from choreo.client.dead_letters import Wanted, find, read
+from choreo.client.dead_letters import Wanted, find, read, redrive
 from choreo.contract import Saga, Step
 from choreo.saga_log import SagaLog
+from choreo.saga_log.replay import records
 from choreo.store.memory import MemoryStore
 from deploy.kafka.local_kafka import LocalKafka
 from tests.conformance.members import unique
@@ -80,6 +81,12 @@ async def test_what_the_kafka_client_cannot_take_apart_and_what_is_astray_are_ke
     assert {letter.key for letter in letters} == {b"key"}
     await log.stop()
     await running
+    [astray] = [each for each in found if each.message.startswith("in the wrong partition")]
+    back = await redrive(broker, astray, by="ann", why="its producer partitions as others do now")
+    assert back.partition == home, "a redrive brings it where it belongs"
+    [[copy]] = [batch async for batch in records(broker, TopicPartition(topic, home), back.offset, back.offset + 1)]
+    assert copy.value == b"astray"
+    assert copy.headers[0] == ("good", b"1"), "and it comes without the mark"
     await broker.close()
 
 

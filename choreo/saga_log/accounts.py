@@ -16,8 +16,9 @@ from choreo.core import SagaState
 from choreo.messages.records import StepRecord, StepSkipped
 from choreo.observe.log import trace_id_of
 from choreo.observe.metrics import Metrics, exemplar_of
-from choreo.saga_log.intake import Unheld
+from choreo.saga_log.intake import Contracts, Unheld
 from choreo.saga_log.shard import IN_PROGRESS, Applied, Seen, Shard
+from choreo.saga_log.tracers import SagaEvent, SagaTracers, events_of
 
 logger = logging.getLogger("choreo.saga_log")
 
@@ -34,8 +35,18 @@ STUCK_FORWARD_ADVICE = (
 class Accounts:
     """Counts and logs what is folded."""
 
-    def __init__(self, metrics: Metrics, group: str, sagas: Mapping[str, Collection[str]]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        group: str,
+        sagas: Mapping[str, Collection[str]],
+        *,
+        tracers: SagaTracers,
+        contracts: Contracts,
+    ) -> None:
         """Count for these sagas; with each the names of its steps."""
+        self._tracers = tracers
+        self._contracts = contracts
         self._metrics = metrics
         self._group = group
         self._sagas = frozenset(sagas)
@@ -98,20 +109,26 @@ class Accounts:
             self._say_stuck(shard.saga, state)
 
     def _count(self, saga: str, seen: Seen) -> None:
-        metrics, (entry, before, (state, owed, note)) = self._metrics, seen
-        if state.started and not before.started:
-            metrics.sagas_started.labels(saga).inc()
-        if state.finished_ms and not before.finished_ms and state.outcome is not None:
-            exemplar = exemplar_of(state.traceparent)
-            metrics.sagas_finished.labels(saga, state.outcome.kind).inc(exemplar=exemplar)
-            duration_s = max(0, state.finished_ms - state.began_ms) / 1_000  # cancelled before it began: none
-            metrics.saga_duration.labels(saga, state.outcome.kind).observe(duration_s, exemplar)
+        metrics, (entry, _, (state, _, note)) = self._metrics, seen
+        events = tuple(events_of(self._contracts(saga, state.version), seen))
+        for event in events:
+            self._count_event(state, event)
+        self._tracers.tell(events)
         if isinstance(entry.record, StepSkipped) and note is None:
             metrics.steps_skipped.labels(saga, entry.record.step).inc()
         if note is not None:
             self._count_note(saga, seen)
-        if any(decision.kind == "stuck" for decision in owed):
-            self._say_stuck(saga, state)
+
+    def _count_event(self, state: SagaState, event: SagaEvent) -> None:
+        metrics = self._metrics
+        if event.kind == "saga_started":
+            metrics.sagas_started.labels(event.saga).inc()
+        elif event.kind == "saga_stuck":
+            self._say_stuck(event.saga, state)
+        elif state.outcome is not None and event.kind != "compensating":
+            exemplar = exemplar_of(state.traceparent)
+            metrics.sagas_finished.labels(event.saga, state.outcome.kind).inc(exemplar=exemplar)
+            metrics.saga_duration.labels(event.saga, state.outcome.kind).observe(event.duration_s, exemplar)
 
     def _count_note(self, saga: str, seen: Seen) -> None:
         metrics, (entry, before, (_, _, note)) = self._metrics, seen

@@ -37,6 +37,7 @@ from choreo.saga_log.intake import Refused
 from choreo.saga_log.outbound import Outbound
 from choreo.saga_log.ownership import Ownership
 from choreo.saga_log.shard import Applied, Shard
+from choreo.saga_log.tracers import SagaTracers
 from choreo.store.port import Store
 
 logger = logging.getLogger("choreo.saga_log")
@@ -81,6 +82,7 @@ class SagaLog:
         resting_max: int = 1_000,
         active_max: int = 1_000,
         save_interval_s: float = 0.25,
+        tracers: Sequence[object] = (),
     ) -> None:
         if not contracts:
             raise ConfigurationError("the saga-log has no contracts; give it at least one, as in services.order:ORDER")
@@ -100,7 +102,8 @@ class SagaLog:
         steps: dict[str, set[str]] = {saga: set() for saga in self._sagas.values()}
         for contract in contracts:
             steps[contract.name].update(step.name for step in contract.steps)
-        self._accounts = Accounts(self._metrics, group, steps)
+        self._tracers = SagaTracers(tracers, self._metrics)
+        self._accounts = Accounts(self._metrics, group, steps, tracers=self._tracers, contracts=self._contract)
         self._registry = Registry(broker)
         self._own = Ownership(
             broker,
@@ -137,7 +140,13 @@ class SagaLog:
             try:
                 self._outbound = Outbound(producer, self._clock, self._metrics)
                 self._dead_letters = DeadLetters(self._outbound, self._metrics)
-                await self._consume()
+                telling = asyncio.create_task(self._tracers.run(), name="saga-log/tracers")
+                try:
+                    await self._consume()
+                    await self._tracers.drain()
+                finally:
+                    telling.cancel()
+                    await asyncio.wait((telling,))
             finally:
                 await producer.close()
         finally:

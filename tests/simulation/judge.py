@@ -305,7 +305,7 @@ class Judge:
         self.states[saga_id] = folded.state
         self._say(f"{message.tp}@{message.offset} {_short(entry)}{f' ({folded.note})' if folded.note else ''}")
         if isinstance(record, ANSWERS) and record.run:
-            self._answer(message, record, sender)
+            self._answer(message, record, sender, asked=folded.note != "not_decided")
         if isinstance(record, StepCompleted) and not record.is_late(entry.at_ms):
             place = (record.step, state.fold_round(record.start, record.round) or 0)
             if state.instance(place).settling:
@@ -368,11 +368,14 @@ class Judge:
         message: Message,
         record: StepCompleted | StepFailed | StepCompensated | CompensationFailed,
         sender: Process | None,
+        *,
+        asked: bool,
     ) -> None:
         work = Work(record.saga_id, record.start, record.step, record.round, getattr(record, "generation", 0))
         if sender is not None and not sender.owns(message.tp):
             self.contended.add(record.saga_id)
-        self._answered.add(work)
+        if asked:  # a damaged copy of a scheduled start is refused in the name of its first steps, too early
+            self._answered.add(work)
         says_effect = isinstance(record, StepCompleted) or (isinstance(record, StepCompensated) and record.undone)
         earlier = (work._replace(generation=each) for each in range(work.generation))  # an inbox says the same again
         if says_effect and not any(record.run in self._runs[each] for each in (work, *earlier)):

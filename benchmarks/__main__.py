@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import platform
 import subprocess
@@ -53,6 +54,7 @@ def main() -> int:
     if options.render is not None:
         print(render(options.render, DOCS if options.docs else options.out))
         return 0
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it speaks of every new topic that has no leader yet
     report = Report(options.out / "results.jsonl", quick=options.quick)
     seconds = options.seconds or (5.0 if options.quick else 10.0)
     parts = options.only or PARTS

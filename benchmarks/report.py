@@ -73,8 +73,8 @@ def result_of(
         "seconds": measured.seconds,
         "operations": len(measured.latencies_ms),
         "per_second": round(measured.per_second, 1),
-        "p50_ms": round(measured.percentile_ms(0.50), 2),
-        "p99_ms": round(measured.percentile_ms(0.99), 2),
+        "p50_ms": round(measured.percentile_ms(0.50), 2) if measured.latencies_ms else None,
+        "p99_ms": round(measured.percentile_ms(0.99), 2) if measured.latencies_ms else None,
         "cpu_us_each": {
             process: round((used.cpu_s - before[process].cpu_s) / operations * 1e6) for process, used in after.items()
         },

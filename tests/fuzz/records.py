@@ -59,7 +59,7 @@ class Fate(StrEnum):
 
 
 class Fuzz(NamedTuple):
-    """A record to append. ``saga_id`` is the saga under whose key it is, for those that really run."""
+    """A record to append, and what must become of it."""
 
     kind: str
     fate: Fate

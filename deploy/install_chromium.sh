@@ -2,7 +2,7 @@
 # Installs a Chromium for the tests of the dashboard, unless there is one. Needs apt and the rights of root.
 set -eu
 
-if [ -n "${CHOREO_CHROMIUM:-}" ] || command -v chromium || command -v chromium-browser || command -v google-chrome; then
+if [ -n "${CHOREO_CHROMIUM:-}" ] || command -v chromium > /dev/null || command -v chromium-browser > /dev/null || command -v google-chrome > /dev/null; then
     exit 0
 fi
 if ! command -v apt-get > /dev/null || [ "$(id -u)" != 0 ]; then

@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-if command -v promtool || [ -x .choreo/promtool/usr/bin/promtool ]; then
+if command -v promtool > /dev/null || [ -x .choreo/promtool/usr/bin/promtool ]; then
     exit 0
 fi
 if ! command -v apt-get > /dev/null || ! command -v dpkg-deb > /dev/null; then

@@ -45,7 +45,7 @@ async def shoot(browser: Browser, url: str, directory: Path) -> None:
     """One picture of each page that the docs show, and of the others when a directory is named."""
     views = {
         "overview": "/",
-        "sagas": "/sagas?phase=forward,compensating,stuck",
+        "sagas": "/sagas?phase=scheduled,forward,compensating,stuck",
         "saga-stuck": "/sagas/order/order-4740",
         "saga-running": "/sagas/order/order-4750",
         "cancel": "/sagas/order/order-4750/act/cancel",

@@ -78,7 +78,11 @@ async def sagas(site: Site, request: Request, who: Principal) -> Response:
         steps=list(dict.fromkeys(step.name for contract in contracts for step in contract.steps)),
         filter={name: value for name, value in given.items() if name != "cursor"},
         bulk_filter=filter_in(given),
-        acts=[(act, deed.label) for act, deed in DEEDS.items()],
+        acts=[(act, deed.label, deed.is_grave) for act, deed in DEEDS.items()],
+        # Of several phases only one combination is offered; another one, in an address, is kept.
+        more_phases=((query.phase, query.phase),)
+        if "," in query.phase and query.phase != ",".join(IN_PROGRESS)
+        else (),
     )
 
 

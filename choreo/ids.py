@@ -59,6 +59,16 @@ def instance_id(saga_id: str, start: str, step: str, saga_round: int) -> str:
     return f"{saga_id}/{start}/{step}/{saga_round}"
 
 
+def child_id(saga: str, saga_id: str, step: str, saga_round: int) -> str:
+    """The saga that a step is in a round. It names the parent's contract, too: two of them may have equal ids."""
+    return f"{saga}/{saga_id}/{step}/{saga_round}"
+
+
+def child_start_hash(saga: str, saga_id: str, start: str, encoded_input: bytes) -> str:
+    """As ``input_hash``, of a saga that is a step: the parent is part of it, so that nobody else's start is equal."""
+    return input_hash(f"{saga}/{saga_id}/{start}/".encode() + encoded_input)
+
+
 def outcome_id(instance: str, run: str) -> str:
     """A step's outcome: one for each run of the handler."""
     return f"{instance}/{run}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from choreo.core import Decision, SagaState
 from choreo.ids import compensate_id
+from choreo.messages.family import SagaUndone
 from choreo.messages.records import (
     CancelRefused,
     Compensate,
@@ -42,6 +43,8 @@ def decision_said(state: SagaState, record: Record) -> Decision | None:
             return Decision("refuse_start", reference=record.start)
         case CancelRefused():
             return Decision("refuse_cancel", reference=record.request)
+        case SagaUndone():
+            return Decision("undone", generation=record.generation)
     if not isinstance(record, StepRecord):
         return None
     saga_round = state.fold_round(record.start, record.round)
@@ -52,8 +55,6 @@ def _about_step(record: StepRecord, saga_round: int) -> Decision | None:
     match record:
         case Execute():
             return Decision("execute", record.step, saga_round)
-        case StepSkipped():
-            return Decision("skip", record.step, saga_round)
         case StepSkipped():
             return Decision("skip", record.step, saga_round)
         case Compensate():

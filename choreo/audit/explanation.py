@@ -26,6 +26,7 @@ from choreo.core.commands import remaining
 from choreo.core.due import settle_due_ms
 from choreo.core.state import Instance, Key
 from choreo.core.status import SagaStatus, status_of
+from choreo.ids import child_id
 from choreo.messages.records import Failure
 from choreo.saga_log.replay import records
 from choreo.saga_log.runtime import GROUP as SAGA_LOG_GROUP
@@ -353,6 +354,11 @@ class _Explaining:
 
     async def _group_of(self, step: str, offset: int) -> tuple[tuple[Waited, ...], str]:
         """The groups that have to handle a record of the step, and what keeps them."""
+        child = self._contract[step].child
+        if child is not None:
+            latest = max(saga_round for name, saga_round in self._state.instances if name == step)
+            saga_id = child_id(self._contract.name, self._state.saga_id, step, latest)
+            return (), f"it is saga {saga_id}; see choreo explain {child.saga} {saga_id}"
         words = self._registry.hosts(self._contract.name, self._contract.version, step)
         waited = tuple([await wait_of(self._broker, word.group, self._trail.tp, offset) for word in words])
         if not waited:
@@ -361,6 +367,8 @@ class _Explaining:
         return waited, " / ".join(each.text for each in waited)
 
     def _advice(self, step: str, waited: Sequence[Waited]) -> tuple[str, ...]:
+        if self._contract[step].child is not None:
+            return ()
         if not waited:
             return (
                 f"start a service that binds {step} of version {self._contract.version}: choreo run MODULE:SERVICE",

@@ -23,7 +23,8 @@ from choreo.core import Decision, SagaState, next_due_ms, record_of
 from choreo.core.commands import NULL
 from choreo.core.order import context_of
 from choreo.core.state import Key
-from choreo.ids import start_hash
+from choreo.ids import child_start_hash, start_hash
+from choreo.messages.family import SagaUndone
 from choreo.messages.headers import CE_TYPE
 from choreo.messages.records import (
     CancelRefused,
@@ -55,6 +56,7 @@ _DECISIONS = (
     SagaStuck,
     SagaCompleted,
     SagaCompensated,
+    SagaUndone,
     StartRefused,
     CancelRefused,
 )
@@ -227,7 +229,10 @@ class Judge:
                 return
 
     def _start(self, each: Folding, record: SagaStarted) -> None:
-        named = start_hash(bytes(record.input), not_before_ms=record.not_before_ms, delay_ms=record.delay_ms)
+        encoded, parent = bytes(record.input), record.parent
+        named = start_hash(encoded, not_before_ms=record.not_before_ms, delay_ms=record.delay_ms)
+        if parent is not None:
+            named = child_start_hash(parent.saga, parent.saga_id, parent.start, encoded)
         if record.start != named and not is_veiled(record.input):
             self._altered(each, "its input and its time do not have the hash that it names")
 
@@ -251,6 +256,8 @@ class Judge:
         if not asked:
             text = f"nothing in the log has asked for it: {_name(record)} of {record.step}"
             self._fault("unasked" if record.run else "undecided", offset, record.saga_id, text)
+        elif each.contract[record.step].child is not None:
+            return  # its saga's log says how it came to this; and that may be quicker than our own command's message
         elif record.run != TOO_LARGE and any(one in before.owed for one in awaited):
             text = f"{_words(awaited[0])} is answered, and its record is not in the log before"
             self._fault("missing", offset, record.saga_id, text)

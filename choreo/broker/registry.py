@@ -14,7 +14,7 @@ from choreo.broker.port import Broker, TopicPartition
 from choreo.broker.topics import CONTRACTS_TOPIC, saga_topic, topic_specs
 from choreo.contract.document import from_json, to_json
 from choreo.contract.policy import duration_text
-from choreo.contract.saga import Saga
+from choreo.contract.saga import Saga, with_children
 from choreo.errors import ChoreoError, ConfigurationError, DefinitionError
 from choreo.messages.headers import JSON
 
@@ -117,7 +117,7 @@ async def ensure_saga_topics(
         TopicError: an existing topic differs.
     """
     existing = await broker.topics()
-    for name, versions in _by_name(sagas).items():
+    for name, versions in _by_name(with_children(sagas)).items():
         deadline_ms = max(saga.deadline_ms for saga in versions)
         if retention_ms <= deadline_ms:
             raise ConfigurationError(
@@ -143,7 +143,7 @@ async def register(broker: Broker, sagas: Sequence[Saga]) -> Registry:
     await registry.refresh()
     problems = []
     missing = []
-    for saga in sagas:
+    for saga in with_children(sagas):
         known = registry.get(saga.name, saga.version)
         if known is None:
             missing.append(saga)

@@ -15,7 +15,7 @@ def describe(
     mermaid: Annotated[bool, Parameter(negative="", help="As a Mermaid flowchart.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Show the steps of a saga, what undoes them, and their limits.
+    """Show the steps of a saga, what undoes them, and their limits; behind it, the sagas that are steps of it.
 
     Example: choreo describe services.order:ORDER --mermaid
     """
@@ -25,6 +25,6 @@ def describe(
     from choreo.contract.render import mermaid as draw
 
     saga = load(contract, Saga)
-    drawn = draw(saga) if mermaid else str(saga)
+    drawn = draw(saga) if mermaid else "\n\n".join(map(str, (saga, *saga.children)))
     print(to_json(saga).decode() if as_json else drawn)  # noqa: T201 - the command's output
     return 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from choreo.broker.port import Broker
 from choreo.broker.registry import Registry
-from choreo.contract.saga import Saga
+from choreo.contract.saga import Saga, with_children
 from choreo.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def load_parts(specs: Sequence[str]) -> tuple[dict[str, Saga], list[Service]]:
                 held = list(service.contracts.values())
             case other:
                 raise ConfigurationError(f"{spec!r} is a {type(other).__name__}; a Saga or a Service is needed")
-        for saga in held:
+        for saga in with_children(held):
             if saga.name not in sagas or sagas[saga.name].version < saga.version:
                 sagas[saga.name] = saga
     return sagas, services

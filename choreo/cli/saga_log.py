@@ -47,13 +47,14 @@ def saga_log(
     from choreo.cli.names import load
     from choreo.cli.process import run_async, work_until_signal
     from choreo.contract import Saga
+    from choreo.contract.saga import with_children
     from choreo.observe.log import set_up_logging
     from choreo.observe.metrics import Metrics
     from choreo.saga_log import SagaLog
     from choreo.store import open_store
 
     set_up_logging(log_level, log_format)
-    sagas = [load(spec, Saga) for spec in contracts]
+    sagas = with_children(load(spec, Saga) for spec in contracts)
     url = broker_url(broker)
 
     async def work() -> None:

@@ -83,7 +83,7 @@ def print_status(status: SagaStatus) -> None:
     for heading in ("step", "phase", "effect or failure"):
         table.add_column(heading, overflow="fold")
     for step in status.steps:
-        detail = "" if step.effect is None else str(step.effect)
+        detail = (f"saga {step.child}" if step.child else "") if step.effect is None else str(step.effect)
         if step.failure is not None:
             detail = f"{step.failure.kind} {step.failure.code} {step.failure.message}".strip()
         if step.signal is not None:

@@ -32,7 +32,8 @@ def mermaid(saga: Saga) -> str:
     """
     lines = ["flowchart LR", '    saga_start(("start"))']
     for step in saga.steps:
-        lines.append(f'    do_{step.name}{{{{"{step.name}"}}}}' if step.pivot else f'    do_{step.name}["{step.name}"]')
+        opens, closes = ("[[", "]]") if step.child is not None else ("{{", "}}") if step.pivot else ("[", "]")
+        lines.append(f'    do_{step.name}{opens}"{step.name}"{closes}')
         label = "" if step.when is None else f'|"when {condition.text(step.when).translate(_MERMAID)}"|'
         lines += [f"    do_{other} -->{label} do_{step.name}" for other in step.after]
         if not step.after:
@@ -57,6 +58,8 @@ def _one_line(description: str) -> str:
 
 def _limits(step: StepSpec) -> str:
     limits = ["pivot"] if step.pivot else []
+    if step.child is not None:
+        limits.append(f"saga {step.child.saga} v{step.child.version}")
     if step.when is not None:
         limits.append(f"when {condition.text(step.when)}")
     limits.append(f"timeout {duration_text(step.timeout_ms)}")

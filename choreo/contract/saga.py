@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 
+from choreo.contract.child import Child, child_of
 from choreo.contract.condition import AnyCondition, Condition, as_condition
 from choreo.contract.graph import Graph
 from choreo.contract.policy import (
@@ -24,6 +26,8 @@ from choreo.contract.when import Place
 from choreo.errors import DefinitionError
 
 _DAY_MS = 86_400_000
+UNDO_CHILD = "undo"
+"""The compensation of a step that is a saga. No service has a handler for it."""
 
 
 class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -50,6 +54,7 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         signal_timeout_ms: bound of that wait, from when all that the step builds on stands; ``None`` for the saga's
             deadline alone.
         when: it runs only if this holds when all that it waits for is done; otherwise it is skipped. ``None``: always.
+        child: the saga that this step is; ``None`` for a step that a service runs.
     """
 
     name: str
@@ -67,11 +72,12 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     await_signal: str | None = None
     signal_timeout_ms: int | None = None
     when: AnyCondition | None = None
+    child: Child | None = None
 
     @property
     def is_commanded(self) -> bool:
         """Whether no event triggers it, because only the saga-log knows whether it may run: it gets ``Execute``."""
-        return self.pivot or self.await_signal is not None or self.when is not None
+        return self.pivot or self.await_signal is not None or self.when is not None or self.child is not None
 
     def may_recover_from(self, kind: str) -> bool:
         """Whether the own compensation may answer ``Continue`` after a failure of this kind."""
@@ -109,6 +115,10 @@ class Step:
             code ``signal``. By default the saga's deadline.
         when: a condition on the saga's input and the effects of earlier steps (``choreo.when``). Where it does not hold
             the step is skipped: it has no effect and nothing to undo, and what comes after it goes on.
+        saga: the step is a saga of its own: it completes with that saga's result, fails if that is compensated, and is
+            undone by undoing it. No service runs it. If that saga has a pivot, the step is one.
+        input: of that saga, from the parent's context: ``{"city": when.input("city"), "room": when.effect("ask")}``,
+            or one place; by default the parent's input.
     """
 
     name: str
@@ -126,6 +136,8 @@ class Step:
     await_signal: str | None = None
     signal_timeout: Duration | None = None
     when: Condition | Place | None = None
+    saga: Saga | None = None
+    input: Place | Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, init=False)
@@ -139,6 +151,9 @@ class Saga:
             Step("book_carrier", compensation="cancel_carrier", timeout="10s"),
             deadline="1h",
         )
+
+    Attributes:
+        children: the contracts of its steps that are sagas, and of theirs; empty if it was read from its document.
 
     Equal contracts are equal values with equal hashes, on every machine and in every release that writes the same
     ``document``. A change of anything in it needs another ``version``: services refuse the same version with another
@@ -156,6 +171,7 @@ class Saga:
     grace_ms: int
     compensate_on_failure: CompensateOnFailure
     description: str = field(compare=False)
+    children: tuple[Saga, ...] = field(compare=False)
 
     def __init__(
         self,
@@ -208,6 +224,7 @@ class Saga:
         set_field(self, "grace_ms", times["grace"])
         set_field(self, "compensate_on_failure", compensate_on_failure)
         set_field(self, "description", description)
+        set_field(self, "children", _children(steps))
         problems += problems_of(self)
         if problems:
             raise DefinitionError(f"saga {name!r}", tuple(problems))
@@ -215,9 +232,9 @@ class Saga:
     @cached_property
     def graph(self) -> Graph:
         """Who comes before and after whom."""
-        return Graph(
-            {step.name: step.after for step in self.steps}, (step.name for step in self.steps if step.is_commanded)
-        )
+        families = {step.name for step in self.steps if step.child is not None}
+        commanded = (step.name for step in self.steps if step.is_commanded or families.intersection(step.after))
+        return Graph({step.name: step.after for step in self.steps}, commanded)
 
     @cached_property
     def forward_only(self) -> frozenset[str]:
@@ -264,7 +281,7 @@ class Saga:
 
     def extend(self, *steps: Step, version: int | None = None) -> Saga:
         """The same saga with more steps behind its last one."""
-        return Saga(
+        extended = Saga(
             self.name,
             *self.steps,
             *steps,
@@ -275,11 +292,23 @@ class Saga:
             compensate_on_failure=self.compensate_on_failure,
             description=self.description,
         )
+        object.__setattr__(extended, "children", tuple(dict.fromkeys((*self.children, *extended.children))))
+        return extended
 
     def __str__(self) -> str:
         from choreo.contract.render import text
 
         return text(self)
+
+
+def with_children(sagas: Iterable[Saga]) -> tuple[Saga, ...]:
+    """These contracts and those of their steps that are sagas, each once."""
+    return tuple(dict.fromkeys(each for saga in sagas for each in (saga, *saga.children)))
+
+
+def _children(steps: Iterable[Step | StepSpec]) -> tuple[Saga, ...]:
+    """The sagas that these steps are, and those that their steps are, each once."""
+    return with_children(step.saga for step in steps if isinstance(step, Step) and step.saga is not None)
 
 
 def _milliseconds(value: Duration, what: str, problems: list[str]) -> int:
@@ -326,10 +355,17 @@ def _fill_in(step: Step, previous: str | None, policy: CompensateOnFailure, prob
         after = (step.after,) if isinstance(step.after, str) else tuple(step.after)
     deadline = None if step.deadline is None else _milliseconds(step.deadline, f"{where}: deadline", problems)
     patience = step.signal_timeout
+    child = None if step.saga is None else child_of(step.saga, step.input)
+    if child is None and step.input is not None:
+        problems.append(
+            f"{where}: input is for a step that is a saga; give it saga=, or let its handler pick its input"
+        )
+    if child is not None and step.compensation is not None:
+        problems.append(f"{where}: it is undone by undoing saga {child.saga!r}; leave out its compensation")
     return StepSpec(
         name=step.name,
         after=after,
-        compensation=step.compensation,
+        compensation=step.compensation if child is None else UNDO_CHILD,
         timeout_ms=_milliseconds(step.timeout, f"{where}: timeout", problems),
         deadline_ms=deadline,
         retries=_retries(step.retries),
@@ -337,9 +373,10 @@ def _fill_in(step: Step, previous: str | None, policy: CompensateOnFailure, prob
         compensation_deadline_ms=_milliseconds(step.compensation_deadline, f"{where}: compensation_deadline", problems),
         compensate_on_failure=step.compensate_on_failure or policy,
         recover_from=_kinds(step.recover_from),
-        pivot=step.pivot,
+        pivot=step.pivot or (step.saga is not None and any(each.pivot for each in step.saga.steps)),
         forward_retries=_forward_retries(step.forward_retries),
         await_signal=step.await_signal,
         signal_timeout_ms=None if patience is None else _milliseconds(patience, f"{where}: signal_timeout", problems),
         when=_condition(step.when, where, problems),
+        child=child,
     )

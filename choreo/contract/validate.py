@@ -7,6 +7,7 @@ from collections import Counter
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, get_args
 
+from choreo.contract.child import Child
 from choreo.contract.condition import AllOf, AnyOf, Compare, Condition, Exists, IsIn, Scalar, Value, parts
 from choreo.contract.graph import Graph
 from choreo.contract.policy import (
@@ -60,6 +61,8 @@ def problems_of(saga: Saga) -> list[str]:
         for step in saga.steps:
             if step.when is not None:
                 problems += _condition_problems(saga, step, step.when)
+            if step.child is not None:
+                problems += _child_problems(saga, step, step.child)
     return problems
 
 
@@ -121,8 +124,34 @@ def _condition_problems(saga: Saga, step: StepSpec, condition: Condition) -> lis
     return list(dict.fromkeys(problems))
 
 
-def _place_problems(saga: Saga, step: StepSpec, place: Value) -> list[str]:
-    where = f"step {step.name!r}: when"
+def _child_problems(saga: Saga, step: StepSpec, child: Child) -> list[str]:
+    """A step that is a saga has no handler, so what is for handlers is not for it."""
+    where = f"step {step.name!r}"
+    problems = []
+    if step.compensation is None:
+        problems.append(f"{where}: a step that is a saga can be undone; its compensation is missing")
+    if step.retries.limit:
+        problems.append(f"{where}: retries are of handlers; give them to the steps of saga {child.saga!r}")
+    if step.recover_from is not None:
+        problems.append(f"{where}: recover_from is for compensations that can answer Continue; a saga cannot")
+    if isinstance(child.input, Value):
+        problems += _place_problems(saga, step, child.input, "input")
+    elif child.input is not None:
+        if len(child.input) > CONDITION_VALUES_MAX:
+            return [
+                *problems,
+                f"{where}: input has {len(child.input)} fields; at most {CONDITION_VALUES_MAX} are allowed",
+            ]
+        for _, each in child.input:
+            if isinstance(each, Value):
+                problems += _place_problems(saga, step, each, "input")
+            else:
+                problems += _constant(f"{where}: input", each)
+    return problems
+
+
+def _place_problems(saga: Saga, step: StepSpec, place: Value, what: str = "when") -> list[str]:
+    where = f"step {step.name!r}: {what}"
     problems = []
     before = saga.graph.ancestors[step.name]
     if place.step and place.step not in before:
@@ -213,7 +242,7 @@ def _step_problems(step: StepSpec, names: list[str]) -> list[str]:
         milliseconds = getattr(step, what)
         if milliseconds is not None and not 0 < milliseconds <= DURATION_MS_MAX:
             problems.append(f"{where}: {what} {milliseconds} is not between 1 and {DURATION_MS_MAX}")
-    if step.deadline_ms is not None and 0 < step.deadline_ms < step.timeout_ms:
+    if step.child is None and step.deadline_ms is not None and 0 < step.deadline_ms < step.timeout_ms:
         problems.append(
             f"{where}: deadline {duration_text(step.deadline_ms)} is shorter than the timeout of one attempt, "
             f"{duration_text(step.timeout_ms)}; lower the timeout or raise the deadline"

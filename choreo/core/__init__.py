@@ -2,13 +2,15 @@
 
 ``state`` is what is known of a saga; ``evolve`` what a record changes in it; ``decide`` what is owed then; ``fold`` the
 two in turn, which is all that a saga-log, a status query and an audit ever do. ``order`` says what builds on what,
-``commands`` turns a decision into its record, ``due`` says when time alone has something to say.
+``commands`` turns a decision into its record, ``family`` into what it says to parent and child, ``due`` says when time
+alone has something to say.
 
 Comments name the protocol rules by number; ``docs/protocol.md`` has them in full.
 """
 
 from choreo.core.commands import record_of
 from choreo.core.due import Timer, next_due_ms, timers
+from choreo.core.family import said_elsewhere
 from choreo.core.fold import Folded, fold, refuse
 from choreo.core.state import Decision, Entry, Instance, Phase, SagaState
 
@@ -24,5 +26,6 @@ __all__ = [
     "next_due_ms",
     "record_of",
     "refuse",
+    "said_elsewhere",
     "timers",
 ]

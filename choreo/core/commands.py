@@ -6,12 +6,15 @@ import msgspec
 
 from choreo.contract.condition import text
 from choreo.contract.saga import Saga
+from choreo.core.family import was_undone
 from choreo.core.order import context_of, standing_effects
 from choreo.core.state import Decision, Instance, Key, SagaState
 from choreo.core.survey import Survey
 from choreo.errors import Undecodable
 from choreo.messages.codec import transcode
+from choreo.messages.family import SagaUndone
 from choreo.messages.records import (
+    NO_START,
     AnyRecord,
     CancelRefused,
     Compensate,
@@ -36,6 +39,14 @@ def record_of(contract: Saga, state: SagaState, decision: Decision) -> AnyRecord
             return _completed(contract, state, common)
         case "compensated":
             return _compensated(state, common)
+        case "undone":
+            return SagaUndone(
+                **common,  # type: ignore[arg-type]
+                start=state.start or NO_START,
+                generation=decision.generation,
+                undone=was_undone(state),
+                compensations=state.undone,
+            )
         case "refuse_start":
             return StartRefused(**common, start=decision.reference, standing_start=state.start)  # type: ignore[arg-type]
         case "refuse_cancel":

@@ -44,10 +44,10 @@ def holds(condition: Condition, encoded: Mapping[str, bytes], content_type: str)
         encoded: the effects by step, and the saga's input under the empty name.
         content_type: what they are written in.
     """
-    return _holds(condition, _Values(encoded, content_type))
+    return _holds(condition, Values(encoded, content_type))
 
 
-class _Values:
+class Values:
     """The values that a condition looks at, each decoded once and only if it is looked at."""
 
     def __init__(self, encoded: Mapping[str, bytes], content_type: str) -> None:
@@ -73,7 +73,7 @@ class _Values:
         return self._decoded[step]
 
 
-def _holds(condition: Condition, values: _Values) -> bool:
+def _holds(condition: Condition, values: Values) -> bool:
     match condition:
         case Compare(left=left, op=op, right=right):
             other = values.at(right) if isinstance(right, Value) else right

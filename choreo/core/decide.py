@@ -22,7 +22,19 @@ def decide(contract: Saga, state: SagaState) -> list[Decision]:
     if state.started and not state.is_paused:
         while _decide_once(contract, state, made):
             continue
+        _answer_parent(state, made)
     return made
+
+
+def _answer_parent(state: SagaState, made: list[Decision]) -> None:
+    """Tell the parent that nothing of the saga stands any more, or that it is past its pivot (rule 19)."""
+    if state.undo == state.undo_answered:
+        return
+    if state.pivot == "passed" or (state.is_unwanted and Survey(state).is_settled):
+        state.undo_answered = state.undo
+        if state.is_unwanted:
+            state.standing.clear()  # only substitutes are left in it
+        _owe(state, Decision("undone", generation=state.undo), made)
 
 
 def _decide_once(contract: Saga, state: SagaState, made: list[Decision]) -> bool:
@@ -176,7 +188,7 @@ def _compensate(
     """Undo all of these on which nothing uncompensated and nothing in flight builds (rules 4, 8)."""
     if not todo:
         return False
-    back = state.failing and not state.only_forward
+    back = (state.failing and not state.only_forward) or state.is_unwanted
     blockers = (*survey.uncompensated, *survey.in_flight)
     free = [
         key

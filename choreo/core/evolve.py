@@ -12,12 +12,23 @@ import msgspec
 
 from choreo.contract.saga import Saga
 from choreo.core.due import step_due_ms
+from choreo.core.messages import (
+    cancel_refused,
+    owe,
+    paid,
+    saga_ended,
+    saga_stuck,
+    saga_undone,
+    start_refused,
+    step_skipped,
+)
 from choreo.core.pausing import PAUSING, take_up
 from choreo.core.state import Decision, Entry, First, Foreign, Instance, Key, Note, SagaState
 from choreo.core.survey import Survey
 from choreo.core.waiting import begin, signal_received, waits_on
 from choreo.errors import Undecodable
 from choreo.messages.codec import transcode
+from choreo.messages.family import SagaUndone, UndoRequested
 from choreo.messages.headers import JSON
 from choreo.messages.records import (
     CancelRefused,
@@ -55,7 +66,8 @@ def saga_started(contract: Saga, state: SagaState, entry: Entry, record: SagaSta
         state.contract_hash, state.content_type = record.contract_hash, entry.content_type
         state.start, state.input = record.start, bytes(record.input)
         state.started_ms = entry.at_ms
-        state.due_ms = record.begins_ms(entry.at_ms) + record.saga_deadline_ms
+        state.due_ms = _saga_due_ms(record, entry.at_ms)
+        state.parent = record.parent
         state.requests = (record.request,)
         state.traceparent = entry.traceparent
         state.truncated = False
@@ -71,16 +83,17 @@ def saga_started(contract: Saga, state: SagaState, entry: Entry, record: SagaSta
         state.requests = (*state.requests, record.request)[-REQUESTS_KEPT:]
     if record.start == state.start:
         if new_call and state.outcome is not None:
-            _owe(state, Decision("complete" if state.outcome.kind == "completed" else "compensated"))
+            owe(state, Decision("complete" if state.outcome.kind == "completed" else "compensated"))
         return "duplicate"
     if state.fold_round(record.start, 1) is None:
-        due_ms = record.begins_ms(entry.at_ms) + record.saga_deadline_ms
-        state.foreign = (*state.foreign, Foreign(record.start, _user_value(state, entry, record.input), due_ms))
+        user_input = _user_value(state, entry, record.input)
+        due_ms = _saga_due_ms(record, entry.at_ms)
+        state.foreign = (*state.foreign, Foreign(record.start, user_input, due_ms, record.parent))
         if not record.is_scheduled:
             _trigger(contract, state, contract.graph.roots, 1 - len(state.foreign), entry.at_ms)
     elif not new_call:
         return "duplicate"
-    _owe(state, Decision("refuse_start", reference=record.start))
+    owe(state, Decision("refuse_start", reference=record.start))
     return "start_refused"
 
 
@@ -90,7 +103,7 @@ def cancel_requested(_contract: Saga, state: SagaState, entry: Entry, record: Ca
         return "duplicate"
     state.cancels = (*state.cancels, record.request)[-REQUESTS_KEPT:]
     if state.outcome is not None or state.pivot == "passed":
-        _owe(state, Decision("refuse_cancel", reference=record.request))
+        owe(state, Decision("refuse_cancel", reference=record.request))
         return "cancel_refused"
     if state.pivot == "open":
         state.deferred = (*state.deferred, record.request)[-REQUESTS_KEPT:]
@@ -102,6 +115,28 @@ def cancel_requested(_contract: Saga, state: SagaState, entry: Entry, record: Ca
     state.retry_at_ms = None
     if state.started:
         _fail(state, entry.at_ms)
+    return None
+
+
+def undo_requested(_contract: Saga, state: SagaState, entry: Entry, record: UndoRequested) -> Note | None:
+    """The parent wants the saga undone, however far it is (rule 19). ``decide`` answers when nothing of it stands."""
+    if state.started and state.parent != record.parent:
+        return "stale"  # the id is taken by a saga of somebody else, and the parent was told so
+    if record.generation <= state.undo:
+        return "duplicate"
+    state.undo, state.parent = record.generation, record.parent
+    if not state.started:  # a tombstone: should the start come later, it is undone at once
+        state.saga, state.version, state.content_type = record.saga, record.version, entry.content_type
+        state.cancelled = state.cancelled_first = True
+        state.undo_answered = record.generation
+        owe(state, Decision("undone", generation=record.generation))
+    elif state.outcome is None and not state.only_forward and not state.cancelled:
+        state.cancelled, state.cancel_reason, state.cancelled_first = True, "its parent goes back", not state.failing
+        state.retry_at_ms = None
+        _fail(state, entry.at_ms)
+    for (step, saga_round), instance in state.instances.items():
+        if instance.stuck:  # said again, for the parent
+            owe(state, Decision("stuck", step, saga_round, instance.generation))
     return None
 
 
@@ -155,7 +190,7 @@ def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFail
         in_vain = waits_on(contract, state, entry, key)
         if in_vain is not None:
             return in_vain
-    _paid(state, Decision("execute", *key))  # it stands in for a command that is too large to be written (rule 20)
+    paid(state, Decision("execute", *key))  # it stands in for a command that is too large to be written (rule 20)
     seen = f"failed:{record.run}"
     if seen in instance.runs:
         return "duplicate"
@@ -250,10 +285,10 @@ def compensation_failed(
         return "early_timer"
     # Whether it ran again is still of use: an answer may come late, and "nothing to undo" does not cover a newer run.
     asked: Literal["settle", "compensate"] = "settle" if instance.settling else "compensate"
-    _paid(state, Decision(asked, *key, record.generation))  # as in ``step_failed`` (rule 20)
+    paid(state, Decision(asked, *key, record.generation))  # as in ``step_failed`` (rule 20)
     may_stand = instance.may_stand or not instance.settling
     state.update(key, awaits_answer=False, stuck=True, may_stand=may_stand, compensation_failure=record.failure)
-    _owe(state, Decision("stuck", key[0], key[1], record.generation))
+    owe(state, Decision("stuck", key[0], key[1], record.generation))
     return None
 
 
@@ -319,58 +354,20 @@ def round_started(contract: Saga, state: SagaState, entry: Entry, record: RoundS
 
 def execute(contract: Saga, state: SagaState, entry: Entry, record: Execute, key: Key) -> Note | None:
     """The message of a decision: from its append time the step's due is counted."""
-    if not _paid(state, Decision("execute", *key)):
+    if not paid(state, Decision("execute", *key)):
         return "duplicate" if state.instance(key).triggered else "not_decided"
     if not state.instance(key).due_ms:
         state.update(key, due_ms=step_due_ms(contract, key[0], entry.at_ms, record.saga_due_ms))
     return None
 
 
-def step_skipped(_contract: Saga, state: SagaState, _entry: Entry, _record: StepSkipped, key: Key) -> Note | None:
-    """The notice of a decision."""
-    if _paid(state, Decision("skip", *key)):
-        return None
-    return "duplicate" if state.instance(key).skipped else "not_decided"
-
-
 def compensate(contract: Saga, state: SagaState, entry: Entry, record: Compensate, key: Key) -> Note | None:
     """The message of a decision: from its append time the compensation's due is counted."""
-    if not _paid(state, Decision("settle" if record.settle else "compensate", *key, record.generation)):
+    if not paid(state, Decision("settle" if record.settle else "compensate", *key, record.generation)):
         return "duplicate" if record.generation <= state.instance(key).generation else "not_decided"
     if record.generation == state.instance(key).generation:
         state.update(key, compensation_due_ms=entry.at_ms + contract[key[0]].compensation_deadline_ms)
     return None
-
-
-def saga_stuck(_contract: Saga, state: SagaState, _entry: Entry, record: SagaStuck, key: Key) -> Note | None:
-    """The notice of a decision."""
-    if _paid(state, Decision("stuck", *key, record.generation)):
-        return None
-    return "duplicate" if record.generation <= state.instance(key).generation else "not_decided"
-
-
-def saga_ended(_contract: Saga, state: SagaState, entry: Entry, record: SagaCompleted | SagaCompensated) -> Note | None:
-    """The message of the outcome."""
-    kind = "completed" if isinstance(record, SagaCompleted) else "compensated"
-    if state.outcome is None or state.outcome.kind != kind:
-        return "not_decided"
-    paid = _paid(state, Decision("complete" if kind == "completed" else "compensated"))
-    state.finished_ms = state.finished_ms or entry.at_ms
-    return None if paid else "duplicate"
-
-
-def start_refused(_contract: Saga, state: SagaState, _entry: Entry, record: StartRefused) -> Note | None:
-    """The message of a refusal."""
-    if _paid(state, Decision("refuse_start", reference=record.start)):
-        return None
-    return "duplicate" if state.fold_round(record.start, 1) is not None else "not_decided"
-
-
-def cancel_refused(_contract: Saga, state: SagaState, _entry: Entry, record: CancelRefused) -> Note | None:
-    """The message of a refusal."""
-    if _paid(state, Decision("refuse_cancel", reference=record.request)):
-        return None
-    return "duplicate" if record.request in state.cancels else "not_decided"
 
 
 OF_SAGA: dict[type[Record], Callable[[Saga, SagaState, Entry, Any], Note | None]] = {
@@ -381,6 +378,8 @@ OF_SAGA: dict[type[Record], Callable[[Saga, SagaState, Entry, Any], Note | None]
     RoundStarted: round_started,
     SagaCompleted: saga_ended,
     SagaCompensated: saga_ended,
+    UndoRequested: undo_requested,
+    SagaUndone: saga_undone,
     StartRefused: start_refused,
     CancelRefused: cancel_refused,
 }
@@ -399,7 +398,10 @@ OF_STEP: dict[type[Record], Callable[[Saga, SagaState, Entry, Any, Key], Note | 
 }
 """Records about one step instance."""
 
-BEFORE_START: tuple[type[Record], ...] = (SagaStarted, CancelRequested, SignalReceived, *PAUSING)
+BEFORE_START: tuple[type[Record], ...] = (
+    *(SagaStarted, CancelRequested, SignalReceived, UndoRequested, SagaUndone),
+    *PAUSING,
+)
 """The records that mean something before the start is in the log."""
 
 
@@ -435,6 +437,12 @@ def _trigger(contract: Saga, state: SagaState, steps: tuple[str, ...], saga_roun
             state.update((step, saga_round), triggered=True, due_ms=step_due_ms(contract, step, at_ms, saga_due_ms))
 
 
+def _saga_due_ms(record: SagaStarted, at_ms: int) -> int:
+    """When the saga is due: after its deadline, and no later than its parent."""
+    due_ms = record.begins_ms(at_ms) + record.saga_deadline_ms
+    return due_ms if record.parent is None else min(due_ms, record.parent.due_ms)
+
+
 def _fail(state: SagaState, at_ms: int) -> None:
     if not state.failing:
         state.failing, state.failing_since_ms = True, at_ms
@@ -449,7 +457,7 @@ def _settled(state: SagaState, key: Key) -> Instance:
 
 def _stands(state: SagaState, key: Key) -> bool:
     """Whether the instance's effect is wanted, as far as is decided: it stands, itself and not its substitute."""
-    if state.outcome is not None and state.outcome.kind == "compensated":
+    if state.is_unwanted:
         return False
     return state.standing.get(key[0]) == key[1] and state.instance(key).offer != "taken"
 
@@ -475,19 +483,6 @@ def _record_failure(state: SagaState, key: Key, failure: Failure, at_ms: int) ->
 def _undone(state: SagaState, key: Key, how: Any) -> None:
     if key[1] > 0:  # a refused start's chain is none of the saga's account
         state.undone = (*state.undone, Undone(step=key[0], round=key[1], how=how))
-
-
-def _owe(state: SagaState, decision: Decision) -> None:
-    if decision not in state.owed:
-        state.owed = (*state.owed, decision)
-
-
-def _paid(state: SagaState, decision: Decision) -> bool:
-    """The decision's message is in the log. False if it was not owed."""
-    if decision not in state.owed:
-        return False
-    state.owed = tuple(owed for owed in state.owed if owed != decision)
-    return True
 
 
 def _user_value(state: SagaState, entry: Entry, value: msgspec.Raw) -> bytes:

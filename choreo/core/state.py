@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from choreo.messages.family import Parent
 from choreo.messages.headers import JSON
 from choreo.messages.records import AnyRecord, Failure, Undone
 
@@ -83,7 +84,16 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """
 
     kind: Literal[
-        "execute", "skip", "settle", "compensate", "stuck", "complete", "compensated", "refuse_start", "refuse_cancel"
+        "execute",
+        "skip",
+        "settle",
+        "compensate",
+        "stuck",
+        "complete",
+        "compensated",
+        "undone",
+        "refuse_start",
+        "refuse_cancel",
     ]
     step: str = ""
     round: int = 0
@@ -158,6 +168,7 @@ class Foreign(msgspec.Struct, frozen=True):
     start: str
     input: bytes
     due_ms: int
+    parent: Parent | None = None
 
 
 class Signal(msgspec.Struct, frozen=True):
@@ -231,6 +242,9 @@ class SagaState(msgspec.Struct, omit_defaults=True):
         offset, updated_ms: of the last record folded.
         finished_ms: append time of the outcome's record; 0 until it is in the log.
         truncated: records were found, but not the start: retention has cut it off (rule 21).
+        parent: the step of another saga that this saga is; ``None`` for one that somebody started.
+        undo, undo_answered: the last generation in which the parent has asked for this saga to be undone, and the last
+            that was answered.
         dead_letters: how many records under its key nobody could read (rule 18).
     """
 
@@ -275,6 +289,9 @@ class SagaState(msgspec.Struct, omit_defaults=True):
     updated_ms: int = 0
     finished_ms: int = 0
     truncated: bool = False
+    parent: Parent | None = None
+    undo: int = 0
+    undo_answered: int = 0
     dead_letters: int = 0
 
     @property
@@ -290,8 +307,10 @@ class SagaState(msgspec.Struct, omit_defaults=True):
     def phase(self) -> Phase:
         if any(instance.stuck for instance in self.instances.values()):
             return Phase.STUCK
+        if self.is_unwanted and self.undo > self.undo_answered:
+            return Phase.COMPENSATING
         if self.outcome is not None:
-            return Phase(self.outcome.kind)
+            return Phase.COMPENSATED if self.is_unwanted else Phase(self.outcome.kind)
         if self.failing and not self.only_forward:
             return Phase.COMPENSATING
         return Phase.SCHEDULED if self.scheduled else Phase.FORWARD
@@ -300,6 +319,13 @@ class SagaState(msgspec.Struct, omit_defaults=True):
     def only_forward(self) -> bool:
         """There is no way back, or nobody knows whether there is: what fails is retried (rule 17)."""
         return self.pivot != ""
+
+    @property
+    def is_unwanted(self) -> bool:
+        """The saga has an outcome, and nothing of it is to stand: it was compensated, or its parent wants it undone."""
+        if self.outcome is None:
+            return False
+        return self.outcome.kind == "compensated" or (self.undo > 0 and not self.only_forward)
 
     @property
     def is_settled(self) -> bool:

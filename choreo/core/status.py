@@ -9,6 +9,7 @@ import msgspec
 from choreo.contract.saga import Saga
 from choreo.core.commands import remaining
 from choreo.core.state import Instance, Pause, Phase, SagaState
+from choreo.ids import child_id
 from choreo.messages.codec import decode_user_value
 from choreo.messages.records import Failure, Undone
 
@@ -35,6 +36,7 @@ class StepStatus(msgspec.Struct, frozen=True, kw_only=True):
             ``continue``; ``failed`` with nothing to undo; ``compensating``; ``stuck``; ``undone``; ``no_compensation``,
             so it was passed over on the way back.
         effect: as plain values; ``None`` as long as there is none.
+        child: the id of the saga that the step is; ``None`` if it is none, or has not begun.
         signal, signal_due_ms: what a ``waiting`` step waits for when all that it builds on stands, and until when;
             ``None`` and 0 otherwise.
     """
@@ -44,6 +46,7 @@ class StepStatus(msgspec.Struct, frozen=True, kw_only=True):
     round: int
     effect: Any = None
     failure: Failure | None = None
+    child: str | None = None
     signal: str | None = None
     signal_due_ms: int = 0
 
@@ -153,9 +156,14 @@ def _step_status(contract: Saga, state: SagaState, step: str) -> StepStatus:
         round=latest,
         effect=None if effect is None else decode_user_value(effect, Any, content_type=state.content_type),
         failure=instance.compensation_failure or instance.failure,
+        child=_child_id(contract, state, step, latest) if instance.triggered else None,
         signal=contract[step].await_signal if waits else None,
         signal_due_ms=instance.signal_due_ms if waits else 0,
     )
+
+
+def _child_id(contract: Saga, state: SagaState, step: str, saga_round: int) -> str | None:
+    return None if contract[step].child is None else child_id(contract.name, state.saga_id, step, saga_round)
 
 
 def _step_phase(contract: Saga, state: SagaState, step: str, saga_round: int, instance: Instance) -> StepPhase:

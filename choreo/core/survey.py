@@ -17,9 +17,7 @@ class Survey:
     """
 
     def __init__(self, state: SagaState) -> None:
-        going_back = (state.failing and not state.only_forward) or (
-            state.outcome is not None and state.outcome.kind == "compensated"
-        )
+        going_back = (state.failing and not state.only_forward) or state.is_unwanted
         self.in_flight: list[Key] = []
         self.awaiting: list[Key] = []
         self.stuck: list[Key] = []

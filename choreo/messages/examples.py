@@ -8,6 +8,7 @@ import msgspec
 
 from choreo.contract import Saga
 from choreo.ids import input_hash, partition_key
+from choreo.messages.family import Parent, SagaUndone, UndoRequested
 from choreo.messages.records import (
     NO_START,
     CancelRefused,
@@ -97,6 +98,8 @@ def examples(saga: Saga) -> dict[type[Record], Record]:
         StepCompensated(**command, run=_RUN, undone=True, duration_ms=15),
         CompensationFailed(**command, failure=crashed, run=_RUN, attempts=5, duration_ms=3_100),
         RoundStarted(**about, round=2),
+        UndoRequested(**about, generation=1, parent=_parent(saga)),
+        SagaUndone(**about, generation=1, undone=True, compensations=(Undone(step=first.name, round=1, how="undone"),)),
         SagaStuck(**command, failure=crashed, remaining=(first.name,)),
         SagaCompleted(**about, result=_EFFECT, effects={step.name: _EFFECT for step in saga.steps}),
         SagaCompensated(
@@ -110,3 +113,15 @@ def examples(saga: Saga) -> dict[type[Record], Record]:
         CancelRefused(**about, request=_REQUEST, reason="the saga is completed"),
     )
     return {type(record): record for record in records}
+
+
+def _parent(saga: Saga) -> Parent:
+    return Parent(
+        saga="parent",
+        version=1,
+        saga_id="parent-1001",
+        start=input_hash(bytes(_INPUT)),
+        step=saga.name.replace("-", "_"),
+        round=1,
+        due_ms=_STARTED_MS + saga.deadline_ms,
+    )

@@ -16,6 +16,7 @@ import msgspec
 
 from choreo import ids
 from choreo.messages import base, pauses, values
+from choreo.messages.family import Parent, SagaUndone, UndoRequested
 from choreo.messages.values import (
     Counter,
     Effects,
@@ -55,6 +56,7 @@ class SagaStarted(Record, frozen=True, kw_only=True, omit_defaults=True, tag="sa
         input: the user's input.
         not_before_ms: a scheduled start: the saga begins then; 0 for none.
         delay_ms: a scheduled start: the saga begins that long after this record's append; 0 for none.
+        parent: the step of another saga that this saga is (rule 19); ``None`` for one that somebody started.
     """
 
     contract_hash: Annotated[str, msgspec.Meta(pattern=ids.CONTRACT_HASH_PATTERN)]
@@ -64,6 +66,7 @@ class SagaStarted(Record, frozen=True, kw_only=True, omit_defaults=True, tag="sa
     rules: Round = RULES
     not_before_ms: ScheduleMillis = 0
     delay_ms: ScheduleMillis = 0
+    parent: Parent | None = None
 
     @property
     def id(self) -> str:
@@ -442,6 +445,8 @@ AnyRecord = (
     | StepCompensated
     | CompensationFailed
     | RoundStarted
+    | UndoRequested
+    | SagaUndone
     | SagaStuck
     | SagaCompleted
     | SagaCompensated

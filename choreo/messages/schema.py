@@ -15,12 +15,14 @@ import msgspec
 
 from choreo import ids
 from choreo.contract import Retries, Saga
+from choreo.contract.child import Child
 from choreo.contract.condition import CONDITION_TYPES, Value
 from choreo.contract.document import ContractDocument
 from choreo.contract.saga import StepSpec
 from choreo.messages.codec import encode
 from choreo.messages.compatibility import incompatibilities
 from choreo.messages.examples import examples
+from choreo.messages.family import Parent, SagaUndone, UndoRequested
 from choreo.messages.headers import CE_TYPE, CONTENT_TYPES, JSON, VERSION, make_headers
 from choreo.messages.records import (
     RECORD_TYPES,
@@ -62,6 +64,8 @@ _PARTS: tuple[type[msgspec.Struct], ...] = (
     StepSpec,
     Retries,
     Value,
+    Child,
+    Parent,
     *CONDITION_TYPES,
 )
 _STRUCTS: dict[str, type[msgspec.Struct]] = {kind.__name__: kind for kind in (*RECORD_TYPES, *_PARTS)}
@@ -79,6 +83,7 @@ _CLIENT_AWAITS = (SagaCompleted, SagaCompensated, SagaStuck, StartRefused, Cance
 _SAGA_LOG_SENDS = (
     *(Execute, StepSkipped, Compensate, RoundStarted, StepFailed, CompensationFailed),
     *(SagaStuck, SagaCompleted, SagaCompensated, StartRefused, CancelRefused),
+    *(UndoRequested, SagaUndone),
 )
 
 

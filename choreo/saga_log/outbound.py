@@ -13,7 +13,7 @@ import msgspec
 from choreo.broker.port import Appended, Headers, Producer
 from choreo.broker.topics import saga_topic
 from choreo.clock import Clock
-from choreo.core import Decision, SagaState, record_of
+from choreo.core import Decision, SagaState, record_of, said_elsewhere
 from choreo.core.commands import NULL
 from choreo.errors import BrokerUnavailable, RecordTooLarge, Unencodable
 from choreo.messages.codec import encode
@@ -95,6 +95,13 @@ class Outbound:
         wanted_record = record_of(unsent.contract, state, decision)
         error: Exception | None = None
         candidates: Sequence[AnyRecord] = (wanted_record,)
+        try:
+            elsewhere = said_elsewhere(unsent.contract, state, decision)
+            if elsewhere is not None and await self._record(state, elsewhere, wanted) is None:
+                return None  # what is in our own log says that this is in the other one
+        except (Unencodable, RecordTooLarge) as too_large:
+            error = too_large
+            candidates = smaller(wanted_record, state, str(too_large))
         while candidates:
             record, *rest = candidates
             try:

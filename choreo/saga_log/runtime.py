@@ -20,7 +20,7 @@ from choreo.broker.port import Broker, Committed, Consumer, Message, TopicPartit
 from choreo.broker.registry import RETENTION_MS_DEFAULT, Registry, register
 from choreo.broker.topics import saga_topic
 from choreo.clock import Clock, SystemClock
-from choreo.contract.saga import Saga
+from choreo.contract.saga import Saga, with_children
 from choreo.core import SagaState, Timer
 from choreo.errors import (
     BrokerUnavailable,
@@ -88,8 +88,8 @@ class SagaLog:
             raise ConfigurationError("the saga-log has no contracts; give it at least one, as in services.order:ORDER")
         self._broker = broker
         self._store = store
-        self._contracts = tuple(contracts)
-        self._sagas = {saga_topic(contract.name): contract.name for contract in contracts}
+        self._contracts = with_children(contracts)
+        self._sagas = {saga_topic(contract.name): contract.name for contract in self._contracts}
         self._group = group
         self._clock = clock or SystemClock()
         self._metrics = metrics or Metrics()

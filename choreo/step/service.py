@@ -273,6 +273,8 @@ class Service:
         def decorate(function: F) -> F:
             key = (saga.name, saga.version, step)
             problems = self._problems(saga, step, is_compensation=context_type is CompensationContext)
+            if step in saga and (child := saga[step].child) is not None:
+                problems.append(f"the step is saga {child.saga!r}; bind its steps instead")
             if key in handlers:
                 problems.append(f"step {step!r} of saga {saga.name!r} is already bound to {handlers[key].name!r}")
             decisions = (Reject, InvalidInput) if context_type is Context else (InvalidInput,)

@@ -91,6 +91,7 @@ class Ledger:
             for step in contract.graph.ancestors[ctx.step]
             if (self._steps is None or step in self._steps)
             and not self._is_there(key, step)
+            and contract[step].child is None  # its effects are its own saga's
             and (contract[step].when is None or step in ctx.effects)  # what was skipped has no effect
         ]
         if missing:

@@ -21,7 +21,7 @@ from choreo.client import Client
 from choreo.client.client import Act
 from choreo.client.schedule import StartTime
 from choreo.clock import Clock, SystemClock
-from choreo.contract.saga import Saga
+from choreo.contract.saga import Saga, with_children
 from choreo.core.status import SagaStatus
 from choreo.errors import ConfigurationError, DefinitionError, Undecodable, WaitTimeout
 from choreo.messages.codec import decode
@@ -67,6 +67,7 @@ class Runner:
         transaction: a SQLAlchemy engine or session factory, sync or async: all handlers of one saga that have a
             parameter annotated ``Connection``, ``Session``, ``AsyncConnection`` or ``AsyncSession`` work in one
             transaction. It is committed when the saga completes and rolled back when it is compensated.
+        contracts: further ones: a saga whose steps are all sagas is no service's.
         allow_missing_steps: let sagas run whose steps are not all in the services, as if some service were down.
         content_type: what the sagas are written in.
 
@@ -84,6 +85,7 @@ class Runner:
         time: Time = "virtual",
         seed: int = 0,
         transaction: Any = None,
+        contracts: Iterable[Saga] = (),
         allow_missing_steps: bool = False,
         content_type: str = JSON,
     ) -> None:
@@ -97,7 +99,7 @@ class Runner:
             service.name: service if self._transactions is None else self._transactions.bind(service)
             for service in services
         }
-        self._contracts = _contracts_of(services)
+        self._contracts = _contracts_of(services, contracts)
         problems = [] if allow_missing_steps else _missing_steps(tuple(self._services.values()), self._contracts)
         if problems:
             raise DefinitionError("the set of services", tuple(problems))
@@ -418,8 +420,9 @@ def run_saga(
     return asyncio.run(run())
 
 
-def _contracts_of(services: Iterable[Service]) -> dict[tuple[str, int], Saga]:
-    found = {key: saga for service in services for key, saga in service.contracts.items()}
+def _contracts_of(services: Iterable[Service], more: Iterable[Saga]) -> dict[tuple[str, int], Saga]:
+    held = [*(saga for service in services for saga in service.contracts.values()), *more]
+    found = {(saga.name, saga.version): saga for saga in with_children(held)}
     return {key: found[key] for key in sorted(found)}
 
 
@@ -431,7 +434,7 @@ def _missing_steps(services: Sequence[Service], contracts: dict[tuple[str, int],
         "give the service that runs it, or say allow_missing_steps=True"
         for saga in contracts.values()
         for step in saga.steps
-        if (saga.name, saga.version, step.name) not in hosted
+        if step.child is None and (saga.name, saga.version, step.name) not in hosted
     ]
 
 

@@ -112,6 +112,31 @@ def test_conditional_steps_run_where_they_are_wanted(tmp_path: Path) -> None:
     ]
 
 
+def test_sub_sagas_fail_their_step_and_are_undone_with_their_parent(tmp_path: Path) -> None:
+    said = said_by("sub_sagas", tmp_path)
+    assert said == [
+        "To Rome:",
+        "booked a hotel in Rome",
+        "booked a flight to Rome",
+        'completed: "vouchers for two weeks in Rome"',
+        "the trip is completed",
+        "To Atlantis:",
+        "booked a hotel in Atlantis",
+        "cancelled the hotel in Atlantis",
+        "gave back 90000 cents",
+        "compensated, because of trip: no_flight",
+        "the trip is compensated",
+        "To Oslo, without an address:",
+        "booked a hotel in Oslo",
+        "booked a flight to Oslo",
+        "cancelled the flight to Oslo",
+        "cancelled the hotel in Oslo",
+        "gave back 90000 cents",
+        "compensated, because of send_vouchers: no_address",
+        "the trip is compensated",
+    ]
+
+
 def test_many_replicas_share_the_work_and_survive_a_kill(tmp_path: Path) -> None:
     said = said_by("many_replicas", tmp_path)
     assert said[2].startswith("replica 1 killed")

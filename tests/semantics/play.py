@@ -59,6 +59,7 @@ class Play:
         do: Mapping[str, Behaviour],
         undo: Mapping[str, Behaviour],
         bind: Mapping[str, Mapping[str, Any]],
+        prefix: str = "",
     ) -> None:
         """Make the services.
 
@@ -66,8 +67,10 @@ class Play:
             do: how steps behave; they work, if nothing is said.
             undo: how compensations behave.
             bind: options of the steps' bindings (``retry_on``, …), for step and compensation alike.
+            prefix: of the services' names.
         """
         self.saga = saga
+        self.prefix = prefix
         self.calls: list[Call] = []
         self.ledger = Ledger(saga)
         self.saga_id = ""
@@ -83,6 +86,7 @@ class Play:
                 has_compensation=step.compensation is not None,
             )
             for step in saga.steps
+            if step.child is None
         ]
 
     # What clients do
@@ -131,7 +135,7 @@ class Play:
 
     def service(self, step: str) -> Service:
         """The service that runs the step."""
-        return self.services[[each.name for each in self.saga.steps].index(step)]
+        return self.services[[each.name for each in self.saga.steps if each.child is None].index(step)]
 
     # What was done
 
@@ -169,7 +173,7 @@ class Play:
     def _service(
         self, step: str, do: Behaviour, undo: Behaviour, bind: Mapping[str, Any], *, has_compensation: bool
     ) -> Service:
-        service = Service(self._world.named(step.replace("_", "-")))
+        service = Service(self._world.named(f"{self.prefix}{step.replace('_', '-')}"))
 
         @service.step(self.saga, step, **bind)
         async def handle(ctx: Context) -> Any:

@@ -28,6 +28,7 @@ from choreo.messages.codec import (
     traceparent_of,
     transcode,
 )
+from choreo.messages.family import SagaUndone, UndoRequested
 from choreo.messages.headers import CONTENT_TYPES, JSON, MSGPACK, Headers, make_headers
 from choreo.messages.records import (
     RECORD_TYPES,
@@ -168,6 +169,8 @@ ID_OF: dict[type[Record], str] = {
     StepCompensated: f"{STEM}/compensate/4/answer/run-3",
     CompensationFailed: f"{STEM}/compensate/4/answer/run-4",
     StepSkipped: f"{SAGA_ID}/{START}/charge_card/2/skipped",
+    UndoRequested: f"{SAGA_ID}/{START}/undo/4",
+    SagaUndone: f"{SAGA_ID}/undo-outcome/4",
     RoundStarted: f"{SAGA_ID}/{START}/round/2",
     SagaStuck: f"{STEM}/compensate/4/stuck",
     SagaCompleted: f"{SAGA_ID}/outcome",

@@ -7,6 +7,7 @@ from typing import Any
 from msgspec import Raw
 
 from choreo.messages.codec import encode_user_value
+from choreo.messages.family import Parent, SagaUndone, UndoRequested
 from choreo.messages.headers import JSON
 from choreo.messages.records import (
     CancelRefused,
@@ -39,6 +40,7 @@ SAGA_ID = "shop:7/A.42"
 START = "0123456789abcdef"
 ABOUT: dict[str, Any] = {"saga": "order", "version": 3, "saga_id": SAGA_ID, "start": START}
 STEP: dict[str, Any] = {**ABOUT, "step": "charge_card", "round": 2}
+PARENT = Parent(saga="trip", version=2, saga_id="trip-7", start=START, step="order", round=3, due_ms=1_760_000_100_000)
 FAILURE = Failure(
     kind="crashed",
     code="card_declined",
@@ -69,6 +71,7 @@ def wire_examples(content_type: str = JSON) -> dict[type[Record], Record]:
             rules=2,
             not_before_ms=1_760_000_200_000,
             delay_ms=60_000,
+            parent=PARENT,
         ),
         CancelRequested(**ABOUT, request="req-2", reason="too slow", requested_by="anna"),
         SignalReceived(**ABOUT, request="req-3", name="approved", payload=effect, reason="called", sent_by="anna"),
@@ -115,6 +118,10 @@ def wire_examples(content_type: str = JSON) -> dict[type[Record], Record]:
         ),
         CompensationFailed(**STEP, generation=4, failure=FAILURE, run="run-4", attempts=5, duration_ms=11),
         RoundStarted(**ABOUT, round=2),
+        UndoRequested(**ABOUT, generation=4, parent=PARENT),
+        SagaUndone(
+            **ABOUT, generation=4, undone=True, compensations=(Undone(step="reserve_stock", round=1, how="undone"),)
+        ),
         SagaStuck(**STEP, generation=4, failure=FAILURE, remaining=("charge_card", "reserve_stock")),
         SagaCompleted(**ABOUT, result=effect, effects={"charge_card": effect}, skipped=("gift_wrap",)),
         SagaCompensated(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest.mock import ANY
 
 import msgspec
@@ -9,8 +10,9 @@ import pytest
 
 from choreo.contract import when
 from choreo.contract.policy import NO_DUE_MS, CompensateOnFailure, RecoverFrom, Retries
-from choreo.core import Entry, Phase, fold, next_due_ms, timers
+from choreo.core import Decision, Entry, Phase, fold, next_due_ms, said_elsewhere, timers
 from choreo.core.status import status_of
+from choreo.messages.family import Parent, UndoRequested
 from choreo.messages.headers import MSGPACK
 from choreo.messages.records import (
     CancelRefused,
@@ -1379,3 +1381,105 @@ def test_a_value_in_the_other_codec_is_turned_into_the_sagas() -> None:
 def test_a_history_folded_from_the_beginning_gives_the_state_it_was_built_with() -> None:
     history = stuck_at_a().when_sent().when(acted("a", "retry")).when_sent().when(retry("a", generation=2))
     assert refold(SHORT, history.log) == history.state
+
+
+# ------------------------------------------------------------------------------------------------- 19: sub-sagas
+
+PARENT = Parent(saga="trip", version=1, saga_id="t", start=START, step="order", round=1, due_ms=10**12)
+OTHER_PARENT = msgspec.structs.replace(PARENT, saga_id="u")
+
+
+def begun(parent: Parent | None = PARENT, **options: Any) -> Said:
+    """The start of a saga that is a step of another one."""
+    made = started(**options)
+    return Said(lambda contract, state: msgspec.structs.replace(made.make(contract, state), parent=parent))
+
+
+def undo_requested(generation: int = 1, parent: Parent = PARENT) -> Said:
+    return Said(
+        lambda contract, state: UndoRequested(
+            saga=contract.name, version=1, saga_id=SAGA_ID, start=START, generation=generation, parent=parent
+        )
+    )
+
+
+def answer(generation: int = 1) -> Decision:
+    return Decision("undone", generation=generation)
+
+
+def told(history: History, decision: Decision) -> Any:
+    """What the parent is told with a decision."""
+    return said_elsewhere(history.contract, history.state, decision)
+
+
+def test_rule_19_a_saga_is_due_no_later_than_the_one_it_is_a_step_of() -> None:
+    soon = msgspec.structs.replace(PARENT, due_ms=START_MS + 5)
+    assert given_log(LINE, begun(soon)).state.due_ms == START_MS + 5
+    assert given_log(LINE, begun()).state.due_ms == START_MS + LINE.deadline_ms
+
+
+def test_rule_19_a_request_to_undo_what_was_never_begun_leaves_a_tombstone_and_is_answered() -> None:
+    history = given_log(LINE, undo_requested()).then(answer())
+    assert told(history, answer()).undone is False
+    assert (told(history, answer()).saga_id, told(history, answer()).generation) == ("t", 1)
+    history = history.when_sent().then()
+    history = history.when(begun(), completed("a"), failed("b")).then(compensate("a")).when_sent()
+    history.when(undone("a")).then(COMPENSATED)
+
+
+def test_rule_19_a_request_to_undo_what_runs_cancels_it() -> None:
+    history = given_log(LINE, begun(), completed("a"), undo_requested()).then()
+    history = history.when(failed("b")).then(compensate("a")).when_sent()
+    history = history.when(undone("a")).then(COMPENSATED, answer())
+    assert told(history, COMPENSATED).effect == "none"
+    assert told(history, answer()).undone is True
+    history.when_sent().when(undo_requested()).then_nothing("duplicate")
+
+
+def test_rule_19_a_request_to_undo_what_has_completed_undoes_it_in_order_and_leaves_the_outcome() -> None:
+    history = given_log(SHORT, begun(), completed("a"), completed("b")).then(COMPLETE).when_sent()
+    assert told(history, COMPLETE).effect == msgspec.Raw(b'"b1"')
+    history = history.when(undo_requested()).then(compensate("b")).when_sent()
+    assert history.state.phase is Phase.COMPENSATING
+    history = history.when(undone("b")).then(compensate("a")).when_sent()
+    history = history.when(undone("a")).then(answer()).when_sent()
+    assert (history.state.outcome and history.state.outcome.kind, history.state.phase) == ("completed", "compensated")
+    assert history.state.is_settled
+    assert history.log[-1].record.id == f"{SAGA_ID}/undo-outcome/1"
+
+
+def test_rule_19_a_request_to_undo_what_was_compensated_is_answered_at_once() -> None:
+    history = given_log(SHORT, begun(), failed("a")).then(COMPENSATED).when_sent()
+    history = history.when(undo_requested()).then(answer()).when_sent()
+    history.when(undo_requested(2)).then(answer(2))
+
+
+def test_rule_19_a_stuck_child_tells_its_parent_and_again_when_it_is_asked_again() -> None:
+    history = given_log(SHORT, begun(), completed("a"), completed("b")).when_sent().when(undo_requested()).when_sent()
+    history = history.when(undo_failed("b")).then(stuck("b"))
+    assert isinstance(told(history, stuck("b")), CompensationFailed)
+    history = history.when_sent().when(undo_requested(2)).then(stuck("b"))
+    assert told(history, stuck("b")).generation == 2
+    history = history.when_sent().when(acted("b", "retry")).then(compensate("b", 2)).when_sent()
+    history = history.when(undone("b", 2)).then(compensate("a")).when_sent().when(undone("a")).then(answer(2))
+
+
+def test_rule_19_a_child_that_gets_stuck_by_itself_fails_the_step_with_an_unknown_effect() -> None:
+    history = given_log(SHORT, begun(), completed("a"), failed("b")).when_sent().when(undo_failed("a")).then(stuck("a"))
+    said = told(history, stuck("a"))
+    assert (type(said), said.effect) == (StepFailed, "unknown")
+
+
+def test_rule_19_past_its_pivot_a_child_cannot_be_undone_and_says_so() -> None:
+    contract = saga(step("a"), step("p", pivot=True), step("b"))
+    history = given_log(contract, begun(), completed("a")).when_sent().when(completed("p"), undo_requested())
+    history = history.then(answer())
+    assert isinstance(told(history, answer()), CompensationFailed)
+    history.when_sent().when(completed("b")).then(COMPLETE)
+
+
+def test_rule_19_an_id_that_somebody_else_has_taken_fails_the_step() -> None:
+    history = given_log(LINE, started(), begun(start=OTHER_START, value=b"2", request="saga"))
+    history = history.then(refuse_start(), note="start_refused")
+    assert told(history, refuse_start()).failure.code == "saga_id_taken"
+    history.when(undo_requested(parent=OTHER_PARENT)).then(note="stale")

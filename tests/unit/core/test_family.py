@@ -1,0 +1,93 @@
+"""A saga that is a step of another one: every order of events in both, with saga-logs that die (rule 19)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from choreo.contract.saga import Saga
+from choreo.core import evolve, said_elsewhere
+from choreo.core.state import SagaState
+from choreo.messages.family import UndoRequested
+from tests.unit.core.family import CHILD, PARENT, PAST_PIVOT, PIVOTED, Budget, explore
+
+FAMILY, WITH_PIVOT = (PARENT, CHILD), (PAST_PIVOT, PIVOTED)
+
+CASES: list[tuple[tuple[Saga, Saga], Budget]] = [
+    (FAMILY, Budget(failure=2, crash=2)),
+    (FAMILY, Budget(failure=1, cancel=1, child_cancel=1, crash=1)),
+    (FAMILY, Budget(failure=1, undo_failure=1, act=1, crash=1)),
+    (FAMILY, Budget(failure=1, timeout=1, crash=1)),
+    (FAMILY, Budget(timeout=1, undo_failure=1, act=1, cancel=1)),
+    (FAMILY, Budget(timeout=2, child_cancel=1, crash=1)),
+    (WITH_PIVOT, Budget(failure=1, cancel=1, child_cancel=1, crash=1)),
+    (WITH_PIVOT, Budget(failure=1, undo_failure=1, act=1, cancel=1)),
+]
+
+
+def named(cases: list[tuple[tuple[Saga, Saga], Budget]]) -> list[str]:
+    """What may happen in each, and whether there is a pivot."""
+    return [
+        " ".join(
+            ("pivot" if family is WITH_PIVOT else "", *(f"{what}={n}" for what, n in budget._asdict().items() if n))
+        )
+        for family, budget in cases
+    ]
+
+
+@pytest.mark.parametrize(("family", "budget"), CASES, ids=named(CASES))
+def test_no_order_of_events_breaks_a_family(family: tuple[Saga, Saga], budget: Budget) -> None:
+    seen = explore(*family, budget)
+    assert not seen.wrong, "\n".join(line for message, way in seen.wrong.values() for line in (message, *way))
+    assert seen.complete
+    print(f"{seen.situations:,} situations")
+    assert seen.situations > 100, "too few to mean anything"
+
+
+def ignored(*_: Any) -> None:
+    return None
+
+
+SWITCHES: list[tuple[str, Callable[[], AbstractContextManager[Any]], Budget, bool]] = [
+    ("its own log first, then the other", nullcontext, Budget(crash=1), False),
+    (
+        "a request to undo means nothing",
+        lambda: mock.patch.dict(evolve.OF_SAGA, {UndoRequested: ignored}),
+        Budget(failure=1),
+        True,
+    ),
+    (
+        "what a child has completed stays, whatever becomes of its parent",
+        lambda: mock.patch.object(
+            SagaState,
+            "is_unwanted",
+            property(lambda state: state.outcome is not None and state.outcome.kind == "compensated"),
+        ),
+        Budget(failure=1),
+        True,
+    ),
+    (
+        "a stuck child keeps it to itself",
+        lambda: mock.patch("tests.unit.core.family.said_elsewhere", said_unless_stuck),
+        Budget(failure=1, undo_failure=1),
+        True,
+    ),
+]
+
+
+def said_unless_stuck(contract: Saga, state: SagaState, decision: Any) -> Any:
+    return None if decision.kind in ("stuck", "undone") else said_elsewhere(contract, state, decision)
+
+
+@pytest.mark.parametrize(("off", "without", "budget", "elsewhere_first"), SWITCHES, ids=[each[0] for each in SWITCHES])
+def test_no_part_of_it_can_be_left_out(
+    off: str, without: Callable[[], AbstractContextManager[Any]], budget: Budget, elsewhere_first: bool
+) -> None:
+    with without():
+        seen = explore(*FAMILY, budget, elsewhere_first=elsewhere_first)
+    assert seen.wrong, f"nothing goes wrong in {seen.situations} situations"
+    assert not explore(*FAMILY, budget).wrong

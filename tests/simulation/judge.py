@@ -377,8 +377,13 @@ class Judge:
         if asked:  # a damaged copy of a scheduled start is refused in the name of its first steps, too early
             self._answered.add(work)
         says_effect = isinstance(record, StepCompleted) or (isinstance(record, StepCompensated) and record.undone)
-        earlier = (work._replace(generation=each) for each in range(work.generation))  # an inbox says the same again
-        if says_effect and not any(record.run in self._runs[each] for each in (work, *earlier)):
+        known = (
+            record.run in self._runs[work]
+            or any(  # an inbox answers every generation with the run that undid it
+                record.run in runs for other, runs in self._runs.items() if work.generation and other[:4] == work[:4]
+            )
+        )
+        if says_effect and not known:
             self._violated(
                 "S8", record.saga_id, f"{type(record).__name__} of {work} tells of run {record.run}: no such run"
             )

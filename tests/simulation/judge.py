@@ -305,7 +305,7 @@ class Judge:
         self.states[saga_id] = folded.state
         self._say(f"{message.tp}@{message.offset} {_short(entry)}{f' ({folded.note})' if folded.note else ''}")
         if isinstance(record, ANSWERS) and record.run:
-            self._answer(message, record, sender, asked=folded.note != "not_decided")
+            self._answer(message, record, sender, asked=_was_asked(record, folded.state))
         if isinstance(record, StepCompleted) and not record.is_late(entry.at_ms):
             place = (record.step, state.fold_round(record.start, record.round) or 0)
             if state.instance(place).settling:
@@ -472,6 +472,12 @@ class Judge:
     def _violated(self, what: str, about: str, how: str) -> None:
         self._say(f"VIOLATION {what} {about}: {how}")
         self.violations.append(f"{what} {about}: {how}")
+
+
+def _was_asked(record: StepCompleted | StepFailed | StepCompensated | CompensationFailed, state: SagaState) -> bool:
+    """Whether a trigger of the step is in the log, or decided."""
+    place = (record.step, state.fold_round(record.start, record.round) or 0)
+    return isinstance(record, StepCompensated | CompensationFailed) or state.instance(place).triggered
 
 
 def _work_of(context: Context | CompensationContext) -> Work:

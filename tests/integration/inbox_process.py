@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class Pause:
             self._at = ""
             say(f"paused {point}")
             os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(0.2)  # this thread may run on for a moment until the process stands still: not past this point
 
 
 async def main(broker: str, database: str, schema: str, at: str = "") -> None:

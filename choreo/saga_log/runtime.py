@@ -273,8 +273,18 @@ class SagaLog:
         return applied._replace(refused=fresh)
 
     async def _admit(self, shard: Shard, messages: Sequence[Message]) -> None:
+        """Load the sagas of these messages that have left the memory.
+
+        Raises:
+            StoreConflict: the store is not where we left it (a backup was put in its place, or another instance writes
+                to it), so that its states do not belong to our place in the log.
+        """
         if missing := shard.missing(messages):
-            shard.admit((await self._store.load(shard.tp, missing)).values())
+            states = await self._store.load(shard.tp, missing)
+            stored = await self._store.checkpoint(shard.tp)
+            if stored != shard.checkpoint:
+                raise StoreConflict(f"{shard.tp}: the store is at {stored}, not at {shard.checkpoint}")
+            shard.admit(states.values())
 
     async def _retry_parked(self) -> list[tuple[Shard, Applied]]:
         """Fold what waited for a contract that is registered by now (rule 18)."""

@@ -129,6 +129,11 @@ class Shard:
         found = {key.decode("utf-8", "replace") for key in keys}
         return {saga_id for saga_id in found if saga_id not in self._active and saga_id not in self._resting}
 
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """What the store has of this partition, as far as we know."""
+        return self._checkpoint
+
     def admit(self, states: Iterable[SagaState]) -> None:
         """Take states from the store."""
         for state in states:

@@ -39,8 +39,9 @@ class Answer(Enum):
     SETTLED = "settled"
     """Nothing more is to be said."""
     NO_EFFECT = "no_effect"
-    """Found in the log: a failure without an effect. Another replica may have run the trigger since, so if it is
-    delivered again the answer is said again with an unknown effect (rule 6)."""
+    """A failure without an effect that the saga may not have taken: it was found in the log, and another replica may
+    have run the trigger since; or it refused a damaged copy of a trigger that had not come yet. If a trigger is
+    delivered after it, the answer is said again with an unknown effect (rule 6)."""
 
 
 class Answered:
@@ -56,9 +57,9 @@ class Answered:
     def get(self, instance: Instance) -> Answer | None:
         return self._answers.get(instance)
 
-    def settle(self, instance: Instance) -> None:
+    def settle(self, instance: Instance, answer: Answer = Answer.SETTLED) -> None:
         """We have answered ourselves, in this assignment."""
-        self._answers[instance] = Answer.SETTLED
+        self._answers[instance] = answer
         if len(self._answers) > self._capacity:
             self._answers.popitem(last=False)
 

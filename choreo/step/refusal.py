@@ -11,7 +11,7 @@ from choreo.errors import Unencodable
 from choreo.messages.headers import CONTENT_TYPES, JSON, MISPLACED, read_route
 from choreo.messages.records import AnyRecord, Compensate, CompensationFailed, Execute, Failure, KnownEffect, StepFailed
 from choreo.observe.metrics import Metrics
-from choreo.step.answered import Instance
+from choreo.step.answered import Answer, Instance
 from choreo.step.dead_letter import DeadLetters
 from choreo.step.failure import crash, plain_failure
 from choreo.step.lanes import Lane
@@ -161,7 +161,7 @@ class Refusals:
             # No saga can be told from headers this broken; the dead letter is all that is left.
             logger.warning("no answer can be made from the headers of a record in %s: %s", message.tp, error)
             return
-        place.answered.settle(instance)
+        place.answered.settle(instance, Answer.SETTLED if generation or effect == "unknown" else Answer.NO_EFFECT)
         if generation:
             self._metrics.compensations.labels(place.saga, step, "failed").inc()
         else:

@@ -25,10 +25,15 @@ pytestmark = pytest.mark.e2e
 
 def on_this_machine(environment: dict[str, Any], kafka_url: str, directory: Path) -> dict[str, str]:
     """A container's environment, with the broker and the volume of this machine in place of the container's."""
-    return {
-        name: str(value).replace("/data/", f"{directory}/").replace("kafka://kafka:9092?security=plaintext", kafka_url)
-        for name, value in environment.items()
+    here = {
+        "${CHOREO_HTTP_TOKENS:-}": "",
+        "/data/": f"{directory}/",
+        "kafka://kafka:9092?security=plaintext": kafka_url,
     }
+    found = {name: str(value) for name, value in environment.items()}
+    for there, ours in here.items():
+        found = {name: value.replace(there, ours) for name, value in found.items()}
+    return found
 
 
 @pytest.mark.kafka

@@ -70,7 +70,7 @@ async def test_retries_and_the_failure_are_warnings_with_the_reason(lines: Lines
 
     world = await make_world(saga)
     async with running(world, service):
-        await world.start()
+        await world.start(contract=saga)
         await world.answer(StepFailed)
     assert lines.events() == [("step_started", "INFO"), ("step_retried", "WARNING"), ("step_failed", "WARNING")]
     assert lines.read()[-1]["message"] == "step_failed charge_card: declined: not enough money"

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from choreo.broker.port import TopicPartition
+from choreo.broker.port import Message, TopicPartition
 from choreo.broker.registry import register
 from choreo.contract import Saga, Step
-from choreo.errors import StoreError, StoreUnavailable
+from choreo.errors import StoreConflict, StoreError, StoreUnavailable
 from choreo.messages.records import Compensate, SagaCompensated
+from choreo.saga_log import SagaLog
+from choreo.saga_log.shard import Shard
 from choreo.store import open_store
 from choreo.store.memory import MemoryStore
+from choreo.store.port import Checkpoint
 from tests.unit.by_hand import LINE, a_broker, a_pen
 from tests.unit.test_saga_log import folded_to_the_end, has, kinds, parked, quiet, running, serve, until
 
@@ -202,3 +206,14 @@ async def test_a_store_that_no_waiting_mends_ends_the_saga_log(tmp_path: Path) -
     with pytest.raises(StoreError, match="closed"):
         async with running(broker, LINE, store=store) as log:
             await until(lambda: log._ended.is_set())
+
+
+async def test_states_of_a_store_that_was_put_back_under_us_are_not_believed() -> None:
+    """A backup in the store's place has older states, from which decisions would be taken a second time, otherwise."""
+    tp = TopicPartition("choreo.order", 0)
+    store = MemoryStore()
+    shard = Shard(tp, "order", lambda name, version: None, checkpoint=Checkpoint(17, "m"), offset=17, end=17)
+    shard._complete = False
+    asks = [Message("choreo.order", 0, 17, 1, b"s-1", b"", ())]
+    with pytest.raises(StoreConflict, match="the store is at None, not at"):
+        await SagaLog._admit(SimpleNamespace(_store=store), shard, asks)  # type: ignore[arg-type]

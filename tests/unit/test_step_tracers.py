@@ -102,7 +102,7 @@ async def test_every_attempt_of_a_run_is_told_with_a_state_of_its_own() -> None:
 
     world = await make_world(saga)
     async with running(world, service):
-        await world.start()
+        await world.start(contract=saga)
         answer = await world.answer(StepFailed)
     ended = [event for what, event in notes.told if what == "after_step"]
     assert [(event.attempt, event.result, event.is_last) for event in ended] == [

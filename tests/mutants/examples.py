@@ -23,7 +23,7 @@ def commands_believed() -> Any:
         state.owed = tuple(owed for owed in state.owed if owed != decision)
         return True
 
-    return patch.object(evolve, "_paid", believe)
+    return patch.object(evolve, "paid", believe)
 
 
 def rules_not_pinned() -> Any:

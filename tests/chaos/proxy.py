@@ -29,6 +29,7 @@ class Proxy:
         self._loses_answers = False
         self._server: asyncio.Server | None = None
         self._open: dict[asyncio.StreamWriter, bool] = {}  # to clients; whether an answer was lost on it
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
@@ -38,6 +39,9 @@ class Proxy:
             self._server.close()
         for writer in list(self._open):
             writer.transport.abort()
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=2)
+        await asyncio.sleep(0.05)  # transports close a turn of the loop later
 
     async def lose_answers(self, seconds: float) -> None:
         """Swallow all answers for so long, then break the connections on which one was swallowed."""
@@ -58,6 +62,9 @@ class Proxy:
             writer.transport.abort()
             return
         self._open[writer] = False
+        if (serving := asyncio.current_task()) is not None:
+            self._serving.add(serving)
+            serving.add_done_callback(self._serving.discard)
         tasks = [
             asyncio.ensure_future(self._requests(reader, broker_writer)),
             asyncio.ensure_future(self._answers(broker_reader, writer)),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,15 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.report import markdown
 from tests.chaos.run import Settings, run
 from tests.conftest import USE
+
+# Connections are cut here on purpose; what is left of them is swept up here, and not in whatever test comes next.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def swept() -> Iterator[None]:
+    yield
+    gc.collect()
 
 
 @pytest.mark.e2e

@@ -44,7 +44,8 @@ from choreo.messages.records import (
     StepRecord,
     StepSkipped,
 )
-from choreo.saga_log.outbound import SOURCE, TOO_LARGE
+from choreo.messages.writers import CONTEXT_TOO_LARGE, Writer, writer_of
+from choreo.saga_log.outbound import SOURCE
 from choreo.saga_log.window import Folding
 
 KEPT = 1_000
@@ -258,7 +259,7 @@ class Judge:
             self._fault("unasked" if record.run else "undecided", offset, record.saga_id, text)
         elif each.contract[record.step].child is not None:
             return  # its saga's log says how it came to this; and that may be quicker than our own command's message
-        elif record.run != TOO_LARGE and any(one in before.owed for one in awaited):
+        elif record.run != CONTEXT_TOO_LARGE and any(one in before.owed for one in awaited):
             text = f"{_words(awaited[0])} is answered, and its record is not in the log before"
             self._fault("missing", offset, record.saga_id, text)
         elif isinstance(record, StepCompleted):
@@ -315,9 +316,7 @@ class Judge:
 
 
 def _is_saga_logs(record: Record) -> bool:
-    if isinstance(record, StepFailed | CompensationFailed):
-        return record.run in ("", TOO_LARGE)
-    return isinstance(record, (*_DECISIONS, RoundStarted))
+    return writer_of(str(record.__struct_config__.tag), run=getattr(record, "run", "")) is Writer.SAGA_LOG
 
 
 def _is_a_timer(record: Record) -> bool:

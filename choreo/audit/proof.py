@@ -26,6 +26,7 @@ from choreo.audit.segments import (
 )
 from choreo.broker.port import Broker, Message, TopicPartition
 from choreo.broker.topics import saga_topic
+from choreo.broker.wrapped import as_written
 from choreo.errors import ConfigurationError, SagaNotFound, Undecodable
 from choreo.messages.codec import decode
 from choreo.saga_log.replay import records
@@ -93,7 +94,7 @@ class ProofChecked(msgspec.Struct, frozen=True, kw_only=True):
         problems: why it shows nothing; empty if it holds.
         anchored: the checkpoints are signed by the key, or the last one has the hash, that was asked for.
         first, end: the offsets that are covered.
-        records: how many the saga has there, and ``types`` what they are.
+        records: how many the saga has there, and ``types`` what they are, ``unreadable`` what is no record.
         checkpoint: hash of the last checkpoint, to be compared with what was published.
         unsealed: how many records of the saga are not covered.
     """
@@ -181,6 +182,7 @@ def _segment(checkpoint: Checkpoint, messages: Sequence[Message], saga_id: str) 
 
 
 def _record(message: Message, at: int, tree: Tree) -> ProvenRecord:
+    message = as_written(message)
     return ProvenRecord(
         offset=message.offset,
         timestamp_ms=message.timestamp_ms,
@@ -264,12 +266,20 @@ def _check_segment(proof: Proof, segment: ProvenSegment, types: list[str]) -> li
             return [f"the record at offset {record.offset} is not in order"]
         if _root(leaf, record.index, checkpoint.records, record.path) != checkpoint.root:
             return [f"the record at offset {record.offset} is not under the root: it was changed, or never there"]
-        types.append(str(type(decode(message.key, message.value, message.headers)).__struct_config__.tag))
+        types.append(_type(message))
         head, place = chain_link(head, leaf), record.index
     own = segment.head
     if (own.saga_id, own.records, own.head) != (saga_id, len(segment.records), head.hex()):
         return [f"the chain over its {len(segment.records)} records is not the one that was sealed: one is missing"]
     return [] if _is_under(own, checkpoint) else ["the head of the chain is not under the root"]
+
+
+def _type(message: Message) -> str:
+    """What a record is. One that nobody can read stands in the log all the same, and is proven like any other."""
+    try:
+        return str(type(decode(message.key, message.value, message.headers)).__struct_config__.tag)
+    except Undecodable:
+        return "unreadable"
 
 
 def _check_absence(segment: ProvenSegment, saga_id: str) -> list[str]:

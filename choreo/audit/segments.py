@@ -26,6 +26,7 @@ import msgspec
 from choreo.audit.merkle import Growing, Tree, leaf_hash
 from choreo.broker.port import Broker, Message, TopicPartition, TopicSpec
 from choreo.broker.topics import checkpoint_topic, saga_topic
+from choreo.broker.wrapped import as_written
 from choreo.errors import Undecodable
 from choreo.messages.headers import JSON
 from choreo.saga_log.replay import Progress, records
@@ -105,7 +106,8 @@ class Head(NamedTuple):
 
 
 def record_leaf(message: Message) -> bytes:
-    """The hash of a record and its place."""
+    """The hash of a record, as it stands in the log, and its place."""
+    message = as_written(message)
     parts = [message.topic.encode(), b"%d" % message.partition, b"%d" % message.offset, b"%d" % message.timestamp_ms]
     parts += [message.key or b"", message.value]
     for name, value in message.headers:

@@ -1,4 +1,4 @@
-"""The topics of a saga: one for its history, one for what nobody could read, and one that all sagas share."""
+"""The topics of a saga: its history, what nobody could read, the hashes that seal it; and one that all sagas share."""
 
 from __future__ import annotations
 
@@ -7,27 +7,34 @@ from itertools import count
 from choreo.broker.port import Broker, TopicSpec
 from choreo.ids import partition_key
 
+_PREFIX = "choreo."
 CONTRACTS_TOPIC = "choreo.contracts"  # every version of every contract, keyed by name and version
 
 
 def saga_topic(saga_name: str) -> str:
     """The topic with everything about the sagas of this name, keyed by saga id."""
-    return f"choreo.{saga_name}"
+    return f"{_PREFIX}{saga_name}"
 
 
 def dead_letter_topic(saga_name: str) -> str:
     """The topic for records of the saga topic that could not be handled: the original bytes, and why."""
-    return f"choreo.{saga_name}.dead-letters"
-
-
-def is_saga_topic(topic: str) -> bool:
-    """Whether it is the history of a kind of saga."""
-    return topic.startswith("choreo.") and topic != CONTRACTS_TOPIC and not topic.endswith(".dead-letters")
+    return f"{_PREFIX}{saga_name}.dead-letters"
 
 
 def checkpoint_topic(saga_name: str) -> str:
     """The topic for the hashes by which the saga topic is sealed; made when that is first asked for."""
-    return f"choreo.{saga_name}.checkpoints"
+    return f"{_PREFIX}{saga_name}.checkpoints"
+
+
+def is_saga_topic(topic: str) -> bool:
+    """Whether it is the history of a kind of saga, and so neither contracts nor one of the topics beside a history."""
+    # No saga's name has a dot, and none is called as the contracts' topic is.
+    return topic.startswith(_PREFIX) and topic != CONTRACTS_TOPIC and "." not in topic[len(_PREFIX) :]
+
+
+def saga_of(topic: str) -> str:
+    """The name of the saga whose history the topic is."""
+    return topic.removeprefix(_PREFIX)
 
 
 def topic_specs(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from choreo.cli.exits import Exit, complain
+
+if TYPE_CHECKING:
+    from choreo.step import Service
 
 
 def new(
@@ -22,23 +24,9 @@ def new(
 
     Example: choreo keys new payment-1 --owner payment --out payment.pem >> trust.toml
     """
-    from choreo.errors import ConfigurationError
+    from choreo.access.signing import key_text, new_key
 
-    try:
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-    except ImportError as error:
-        raise ConfigurationError("keys need the extra `security`: pip install 'choreo-sagas[security]'") from error
-    from choreo.broker.signed.broker import Signer
-
-    private = Ed25519PrivateKey.generate()
-    try:
-        descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise ConfigurationError(f"{out} cannot be written: {error.strerror}") from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    sys.stdout.write(f'[keys."{key_id}"]\nowner = "{owner}"\npublic = "{Signer(key_id, private).public}"\n\n')
+    sys.stdout.write(key_text(key_id, owner, new_key(out)))
     return 0
 
 
@@ -49,33 +37,36 @@ def trust(
 
     Example: choreo keys trust services.order:ORDER services.payment:service >> trust.toml
     """
+    from choreo.access.signing import owners_text
     from choreo.cli.names import load_parts
-    from choreo.errors import ConfigurationError
 
     sagas, services = load_parts(parts)
-    owners: dict[str, dict[str, list[str]]] = {
-        name: {step.name: [] for step in saga.steps} for name, saga in sorted(sagas.items())
-    }
-    for service in services:
-        for saga, _, step in service.hosted():
-            names = owners[saga].setdefault(step, [])
-            if service.name not in names:
-                names.append(service.name)
-    lonely = [f"{saga}.{step}" for saga, steps in owners.items() for step, names in steps.items() if not names]
-    if lonely:
-        raise ConfigurationError(f"no service here runs {', '.join(lonely)}; name the services that do")
-    lines = ['[contracts]\nregistrars = ["bootstrap"]\n']
-    for saga, steps in owners.items():
-        lines += [
-            f"[sagas.{saga}]",
-            'saga_log = ["saga-log"]',
-            'clients = ["client", "operator", "saga-log"]',
-            "",
-            f"[sagas.{saga}.steps]",
-            *(f"{step} = [{', '.join(_quoted(names))}]" for step, names in steps.items()),
-            "",
-        ]
-    sys.stdout.write("\n".join(lines))
+    sys.stdout.write(owners_text(sagas, [_hosted(service) for service in services]))
+    return 0
+
+
+def init(
+    parts: Annotated[list[str], Parameter(help="MODULE:NAME of contracts and of step services, in any order.")],
+    *,
+    directory: Annotated[Path, Parameter(help="Where to; each part gets a directory of its own below it.")],
+    form: Annotated[
+        Literal["files", "kubernetes"],
+        Parameter(name="--format", help="Files alone, or Secret resources as well, for kubectl apply -f -."),
+    ] = "files",
+) -> int:
+    """Make a key for each part of a deployment, and the trust file that all of them get. What is there stays.
+
+    Each part is given its directory and no other: payment/key.pem and payment/trust.toml, and so on; audit has no key,
+    since it only reads, and sealer's signs checkpoints. Run it again when a service or a step is added.
+
+    Example: choreo keys init services.order:ORDER services.payment:service --directory keys
+    """
+    from choreo.access.signing import equip, secrets
+    from choreo.cli.names import load_parts
+
+    sagas, services = load_parts(parts)
+    made = equip(directory, sagas, [_hosted(service) for service in services])
+    sys.stdout.write(secrets(made) if form == "kubernetes" else "".join(f"{path}\n" for path in made.values()))
     return 0
 
 
@@ -104,5 +95,5 @@ def erase(
     return Exit.DONE
 
 
-def _quoted(names: list[str]) -> list[str]:
-    return [f'"{name}"' for name in names]
+def _hosted(service: Service) -> tuple[str, list[tuple[str, str]]]:
+    return service.name, [(saga, step) for saga, _, step in service.hosted()]

@@ -22,36 +22,28 @@ from choreo.contract.saga import StepSpec
 from choreo.messages.codec import encode
 from choreo.messages.compatibility import incompatibilities
 from choreo.messages.examples import examples
-from choreo.messages.family import Parent, SagaUndone, UndoRequested
+from choreo.messages.family import Parent
 from choreo.messages.headers import CE_TYPE, CONTENT_TYPES, JSON, VERSION, make_headers
 from choreo.messages.records import (
     RECORD_TYPES,
     AnyRecord,
     CancelRefused,
-    CancelRequested,
     Compensate,
     CompensationFailed,
     Execute,
     Failure,
-    OperatorActed,
     Record,
-    RoundStarted,
     SagaCompensated,
     SagaCompleted,
-    SagaPaused,
-    SagaResumed,
     SagaStarted,
     SagaStuck,
-    SignalReceived,
     StartRefused,
     StepCompensated,
     StepCompleted,
     StepFailed,
-    StepSkipped,
-    TypePaused,
-    TypeResumed,
     Undone,
 )
+from choreo.messages.writers import SAGA_LOG_FAILS, WRITERS, Writer
 
 __all__ = ["asyncapi", "incompatibilities", "json_schemas"]
 
@@ -69,21 +61,10 @@ _PARTS: tuple[type[msgspec.Struct], ...] = (
     *CONDITION_TYPES,
 )
 _STRUCTS: dict[str, type[msgspec.Struct]] = {kind.__name__: kind for kind in (*RECORD_TYPES, *_PARTS)}
-_CLIENT_SENDS = (
-    SagaStarted,
-    CancelRequested,
-    SignalReceived,
-    SagaPaused,
-    SagaResumed,
-    TypePaused,
-    TypeResumed,
-    OperatorActed,
-)
+_CLIENT_SENDS = tuple(kind for kind in RECORD_TYPES if WRITERS[kind] is Writer.CLIENT)
 _CLIENT_AWAITS = (SagaCompleted, SagaCompensated, SagaStuck, StartRefused, CancelRefused)
-_SAGA_LOG_SENDS = (
-    *(Execute, StepSkipped, Compensate, RoundStarted, StepFailed, CompensationFailed),
-    *(SagaStuck, SagaCompleted, SagaCompensated, StartRefused, CancelRefused),
-    *(UndoRequested, SagaUndone),
+_SAGA_LOG_SENDS = tuple(
+    kind for kind in RECORD_TYPES if WRITERS[kind] in (Writer.SAGA_LOG, Writer.PARENT) or kind in SAGA_LOG_FAILS
 )
 
 

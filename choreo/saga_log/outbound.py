@@ -29,13 +29,13 @@ from choreo.messages.records import (
     SagaStuck,
     StepFailed,
 )
+from choreo.messages.writers import CONTEXT_TOO_LARGE
 from choreo.observe.metrics import Metrics
 from choreo.saga_log.shard import Unsent
 
 logger = logging.getLogger(__name__)
 
 SOURCE = "/choreo/saga-log"
-TOO_LARGE = "context_too_large"
 RETRY_PAUSE_S = 0.2
 _TEXT_MAX = 1_000
 
@@ -154,7 +154,7 @@ def smaller(record: AnyRecord, state: SagaState, why: str) -> Sequence[AnyRecord
                     round=record.round,
                     failure=_too_large(why),
                     effect="none",
-                    run=TOO_LARGE,
+                    run=CONTEXT_TOO_LARGE,
                 ),
             )
         case Compensate():
@@ -168,7 +168,7 @@ def smaller(record: AnyRecord, state: SagaState, why: str) -> Sequence[AnyRecord
                     round=record.round,
                     generation=record.generation,
                     failure=_too_large(why),
-                    run=TOO_LARGE,
+                    run=CONTEXT_TOO_LARGE,
                 ),
             )
         case SagaCompleted():
@@ -185,7 +185,7 @@ def smaller(record: AnyRecord, state: SagaState, why: str) -> Sequence[AnyRecord
 
 
 def _too_large(why: str) -> Failure:
-    return Failure(kind="rejected", code=TOO_LARGE, message=why[:_TEXT_MAX])
+    return Failure(kind="rejected", code=CONTEXT_TOO_LARGE, message=why[:_TEXT_MAX])
 
 
 def _shortened(failure: Failure | None) -> Failure | None:

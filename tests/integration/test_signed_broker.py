@@ -13,21 +13,21 @@ import msgspec
 import pytest
 
 from choreo import Saga, Step
+from choreo.broker.announcement import announcement
 from choreo.broker.dead_letter import read_dead_letter
 from choreo.broker.memory import MemoryBroker
 from choreo.broker.port import Broker, Message, TopicPartition
-from choreo.broker.registry import ensure_saga_topics, register
+from choreo.broker.registry import announce, ensure_saga_topics, register
 from choreo.broker.signed import SignedBroker, signed_by_settings
 from choreo.broker.signed.broker import Signer
 from choreo.broker.signed.envelope import SIGNATURE, covered_bytes, taken_apart, written
-from choreo.broker.signed.trust import CLIENT_KINDS, STEP_KINDS, Distrusted, Trust
+from choreo.broker.signed.trust import Distrusted, Trust
 from choreo.cli.app import run_command
 from choreo.client import Client
 from choreo.errors import ConfigurationError
 from choreo.messages import codec
 from choreo.messages.headers import JSON, UNBELIEVED, make_headers
 from choreo.messages.records import (
-    TYPE_BY_TAG,
     AnyRecord,
     CancelRequested,
     Failure,
@@ -257,8 +257,6 @@ def trusted(keys: Keys, message: Message, *, at_ms: int = 1_000) -> str:
 
 
 def test_each_record_has_its_writers(keys: Keys) -> None:
-    kinds = set(TYPE_BY_TAG)
-    assert kinds >= CLIENT_KINDS | STEP_KINDS
     assert trusted(keys, message_of(completed(), keys.signer("money"))) == "money"
     cancel = CancelRequested(saga="shop", version=1, saga_id="s-1", start="a" * 16, request="r")
     assert trusted(keys, message_of(cancel, keys.signer("client"))) == "client"
@@ -336,6 +334,17 @@ async def test_a_contract_that_nobody_may_register_is_none(keys: Keys) -> None:
     assert (await register(keys.over(log, "bootstrap"), [])).contracts == ()
     await register(keys.over(log, "bootstrap"), [SHOP])
     assert (await register(keys.over(log, "money"), [])).contracts == (SHOP,)
+    await log.close()
+
+
+async def test_a_service_speaks_for_itself_alone(keys: Keys) -> None:
+    log = await MemoryBroker.open("memory://announced")
+    await ensure_saga_topics(log, [SHOP], partitions=1)
+    steps = [("shop", 1, "charge")]
+    for name in ("money", "stock"):
+        word = announcement(name, f"choreo.{name}", steps)
+        await announce(keys.over(log, "money"), await register(keys.over(log, "client"), []), [word])
+    assert [word.service for word in (await register(keys.over(log, "client"), [])).services] == ["money"]
     await log.close()
 
 

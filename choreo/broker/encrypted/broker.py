@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from choreo.broker.encrypted.payload import (
     encrypted_value,
     with_payload,
 )
-from choreo.broker.port import Appended, AssignmentListener, Broker, Consumer, Headers, Message, Producer, Reader
-from choreo.broker.topics import CONTRACTS_TOPIC, dead_letter_topic, saga_topic
+from choreo.broker.port import Broker, Headers, Message
+from choreo.broker.topics import is_saga_topic
+from choreo.broker.wrapped import WrappedBroker
 from choreo.errors import ConfigurationError, Undecodable
 from choreo.messages import codec
 from choreo.messages.headers import MSGPACK
@@ -27,8 +28,7 @@ from choreo.messages.records import AnyRecord
 
 KEYS, SUBJECT = "CHOREO_PAYLOAD_KEYS", "CHOREO_PAYLOAD_SUBJECT"
 REMEMBERED_MAX = 100_000
-_SAGA_PREFIX = saga_topic("")
-_DEAD_LETTERS = dead_letter_topic("").removeprefix(_SAGA_PREFIX)
+MARK = b"encrypted"  # stands in every encrypted value and text, in either codec
 
 
 def encrypted_by_settings(broker: Broker, environment: Mapping[str, str]) -> Broker:
@@ -43,7 +43,7 @@ def encrypted_by_settings(broker: Broker, environment: Mapping[str, str]) -> Bro
     return EncryptedBroker(broker, DirectoryKeys(Path(directory)), environment.get(SUBJECT, ""))
 
 
-class EncryptedBroker:
+class EncryptedBroker(WrappedBroker):
     """Encrypts what users put into records, and decrypts what it has a key for. What it has none for stays as it is.
 
     Args:
@@ -54,33 +54,31 @@ class EncryptedBroker:
     """
 
     def __init__(self, inner: Broker, keys: KeyStore, subject: str) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._encryption = Encryption(keys, subject)
-        self.url = inner.url
 
-    def __getattr__(self, name: str) -> Any:
-        """All that neither sends nor delivers records is the inner broker's."""
-        return getattr(self._inner, name)
+    def outgoing(self, topic: str, key: str, value: bytes, headers: Headers) -> tuple[bytes, Headers]:
+        """With its payload encrypted."""
+        if not is_saga_topic(topic):
+            return value, headers
+        try:
+            record = codec.decode(key.encode(), value, headers)
+        except Undecodable as error:  # a dead letter that is written back: as it is, or not at all
+            raise ConfigurationError(f"what cannot be read cannot be encrypted: {error}") from error
+        content_type = codec.content_type_of(headers)
+        return codec.encode(self._encryption.encrypt(record, content_type), content_type=content_type), headers
 
-    async def producer(self) -> Producer:
-        return _EncryptingProducer(await self._inner.producer(), self._encryption)
-
-    async def consumer(
-        self,
-        group: str,
-        topics: Collection[str],
-        *,
-        on_assigned: AssignmentListener,
-        on_revoked: AssignmentListener,
-    ) -> Consumer:
-        inner = await self._inner.consumer(group, topics, on_assigned=on_assigned, on_revoked=on_revoked)
-        return _Decrypting(inner, self._encryption)
-
-    async def reader(self) -> Reader:
-        return _Decrypting(await self._inner.reader(), self._encryption)
-
-    async def close(self) -> None:
-        await self._inner.close()
+    def incoming(self, message: Message) -> Message:
+        """With what of its payload there is a key for."""
+        if not is_saga_topic(message.topic) or MARK not in message.value:
+            return message
+        try:
+            record = codec.decode(message.key, message.value, message.headers)
+        except Undecodable:
+            return message  # its reader finds out, and says why
+        content_type = codec.content_type_of(message.headers)
+        opened = self._encryption.decrypt(record, content_type)
+        return msgspec.structs.replace(message, value=codec.encode(opened, content_type=content_type))
 
 
 class Encryption:
@@ -158,52 +156,3 @@ def named_subject(path: str, value: str) -> str:
 
 def _bound_to(record: AnyRecord) -> bytes:
     return f"{record.saga}/{record.saga_id}".encode()
-
-
-def _is_of_a_saga(topic: str) -> bool:
-    return topic.startswith(_SAGA_PREFIX) and topic != CONTRACTS_TOPIC and not topic.endswith(_DEAD_LETTERS)
-
-
-class _EncryptingProducer:
-    def __init__(self, inner: Producer, encryption: Encryption) -> None:
-        self._inner = inner
-        self._encryption = encryption
-
-    async def send(self, topic: str, *, key: str, value: bytes, headers: Headers = ()) -> Appended:
-        if _is_of_a_saga(topic):
-            try:
-                record = codec.decode(key.encode(), value, headers)
-            except Undecodable as error:  # a dead letter that is written back: as it is, or not at all
-                raise ConfigurationError(f"what cannot be read cannot be encrypted: {error}") from error
-            content_type = codec.content_type_of(headers)
-            value = codec.encode(self._encryption.encrypt(record, content_type), content_type=content_type)
-        return await self._inner.send(topic, key=key, value=value, headers=headers)
-
-    async def close(self) -> None:
-        await self._inner.close()
-
-
-class _Decrypting:
-    """A consumer or a reader that opens what it can."""
-
-    def __init__(self, inner: Consumer | Reader, encryption: Encryption) -> None:
-        self._inner = inner
-        self._encryption = encryption
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    async def poll(self, *, timeout_s: float, records_max: int = 500) -> Sequence[Message]:
-        messages = await self._inner.poll(timeout_s=timeout_s, records_max=records_max)
-        return [self._opened(message) for message in messages]
-
-    def _opened(self, message: Message) -> Message:
-        if not _is_of_a_saga(message.topic):
-            return message
-        try:
-            record = codec.decode(message.key, message.value, message.headers)
-        except Undecodable:
-            return message  # its reader finds out, and says why
-        content_type = codec.content_type_of(message.headers)
-        opened = self._encryption.decrypt(record, content_type)
-        return msgspec.structs.replace(message, value=codec.encode(opened, content_type=content_type))

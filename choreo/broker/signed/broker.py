@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -16,26 +15,16 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from choreo.broker.port import (
-    Appended,
-    AssignmentListener,
-    Broker,
-    Consumer,
-    Headers,
-    Message,
-    Producer,
-    Reader,
-)
+from choreo.broker.port import Broker, Headers, Message
 from choreo.broker.signed.envelope import SIGNATURE, covered_bytes, taken_apart, written
 from choreo.broker.signed.trust import Distrusted, Trust
-from choreo.broker.topics import CONTRACTS_TOPIC, dead_letter_topic, saga_topic
+from choreo.broker.topics import CONTRACTS_TOPIC, is_saga_topic, saga_of
+from choreo.broker.wrapped import WrappedBroker
 from choreo.errors import ConfigurationError
 from choreo.messages.codec import content_type_of
 from choreo.messages.headers import SET_ASIDE, UNBELIEVED
 
 KEY_FILE, KEY_ID, TRUST_FILE = "CHOREO_SIGNING_KEY_FILE", "CHOREO_SIGNING_KEY_ID", "CHOREO_TRUST_FILE"
-_SAGA_PREFIX = saga_topic("")
-_DEAD_LETTERS = dead_letter_topic("").removeprefix(_SAGA_PREFIX)
 
 
 class Signer:
@@ -87,12 +76,11 @@ def signed_by_settings(broker: Broker, environment: Mapping[str, str]) -> Broker
     return SignedBroker(broker, Trust.read(Path(trust_file)), signer)
 
 
-class SignedBroker:
+class SignedBroker(WrappedBroker):
     """Signs what is sent, and delivers nothing that was not signed by who may write it.
 
     What is not believed is delivered under ``UNBELIEVED``, without the headers that would make it somebody's: step
     services pass it over, and the saga-log puts it into the dead letters. It is never folded, and it fails no step.
-    Dead letters themselves are evidence and are delivered as they are.
 
     Args:
         inner: the broker.
@@ -101,71 +89,23 @@ class SignedBroker:
     """
 
     def __init__(self, inner: Broker, trust: Trust, signer: Signer | None) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._trust = trust
         self._signer = signer
-        self.url = inner.url
 
-    def __getattr__(self, name: str) -> Any:
-        """All that neither sends nor delivers records is the inner broker's."""
-        return getattr(self._inner, name)
+    def outgoing(self, topic: str, key: str, value: bytes, headers: Headers) -> tuple[bytes, Headers]:
+        """Signed, unless it is: a dead letter that is written back keeps the signature of whoever wrote it first."""
+        if not _is_signed(topic) or any(name == SIGNATURE for name, _ in headers):
+            return value, headers
+        if self._signer is None:
+            raise ConfigurationError(
+                f"nothing can be written to {topic} without a key of our own; set {KEY_FILE} and {KEY_ID}"
+            )
+        return value, (*headers, self._signer.header(topic, key.encode(), value, headers))
 
-    async def producer(self) -> Producer:
-        return _SigningProducer(await self._inner.producer(), self._signer)
-
-    async def consumer(
-        self,
-        group: str,
-        topics: Collection[str],
-        *,
-        on_assigned: AssignmentListener,
-        on_revoked: AssignmentListener,
-    ) -> Consumer:
-        inner = await self._inner.consumer(group, topics, on_assigned=on_assigned, on_revoked=on_revoked)
-        return _Verifying(inner, self._trust)
-
-    async def reader(self) -> Reader:
-        return _Verifying(await self._inner.reader(), self._trust)
-
-    async def close(self) -> None:
-        await self._inner.close()
-
-
-class _SigningProducer:
-    def __init__(self, inner: Producer, signer: Signer | None) -> None:
-        self._inner = inner
-        self._signer = signer
-
-    async def send(self, topic: str, *, key: str, value: bytes, headers: Headers = ()) -> Appended:
-        # A dead letter that is written back keeps the signature of whoever wrote it first.
-        if not topic.endswith(_DEAD_LETTERS) and all(name != SIGNATURE for name, _ in headers):
-            if self._signer is None:
-                raise ConfigurationError(
-                    f"nothing can be written to {topic} without a key of our own; set {KEY_FILE} and {KEY_ID}"
-                )
-            headers = (*headers, self._signer.header(topic, key.encode(), value, headers))
-        return await self._inner.send(topic, key=key, value=value, headers=headers)
-
-    async def close(self) -> None:
-        await self._inner.close()
-
-
-class _Verifying:
-    """A consumer or a reader that believes only what it can."""
-
-    def __init__(self, inner: Consumer | Reader, trust: Trust) -> None:
-        self._inner = inner
-        self._trust = trust
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    async def poll(self, *, timeout_s: float, records_max: int = 500) -> Sequence[Message]:
-        messages = await self._inner.poll(timeout_s=timeout_s, records_max=records_max)
-        return [self._verified(message) for message in messages]
-
-    def _verified(self, message: Message) -> Message:
-        if message.topic.endswith(_DEAD_LETTERS) or not message.topic.startswith(_SAGA_PREFIX):
+    def incoming(self, message: Message) -> Message:
+        """As it is if it is believed; else under a mark, or as no contract."""
+        if not _is_signed(message.topic):
             return message
         try:
             self._check(message)
@@ -187,10 +127,15 @@ class _Verifying:
         covered = covered_bytes(message.topic, key, message.value, message.headers)
         owner = self._trust.signer(key_id, signature, covered, message.timestamp_ms)
         if message.topic == CONTRACTS_TOPIC:
-            self._trust.check_contract(owner)
+            self._trust.check_contract(owner, key)
         else:
-            saga = message.topic.removeprefix(_SAGA_PREFIX)
-            self._trust.check_record(owner, saga, key, message.value, content_type_of(message.headers))
+            content_type = content_type_of(message.headers)
+            self._trust.check_record(owner, saga_of(message.topic), key, message.value, content_type)
+
+
+def _is_signed(topic: str) -> bool:
+    """Dead letters are evidence, and are delivered as they are; checkpoints bear the signature of whoever seals."""
+    return is_saga_topic(topic) or topic == CONTRACTS_TOPIC
 
 
 def unbelieved(headers: Headers, why: str) -> Headers:

@@ -34,10 +34,9 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from choreo.broker.announcement import KEY_PREFIX
 from choreo.errors import ConfigurationError
-
-CLIENT_KINDS = frozenset({"saga_started", "cancel_requested", "signal_received", "operator_acted"})
-STEP_KINDS = frozenset({"step_completed", "step_failed", "step_compensated", "compensation_failed"})
+from choreo.messages.writers import Writer, writer_of
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
@@ -70,6 +69,10 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     contracts: Contracts = Contracts()
 
 
+class _Parent(msgspec.Struct, frozen=True):
+    saga: str
+
+
 class _Claim(msgspec.Struct, frozen=True):
     """What a record says of itself that decides who may write it."""
 
@@ -78,6 +81,7 @@ class _Claim(msgspec.Struct, frozen=True):
     saga_id: str = ""
     step: str = ""
     run: str = ""
+    parent: _Parent | None = None
 
 
 _CLAIMS: Mapping[str, Any] = {
@@ -157,24 +161,32 @@ class Trust:
             raise Distrusted("it is no record") from None
         if claim.saga != saga or claim.saga_id.encode() != key:
             raise Distrusted("it says that it belongs to another saga")
-        if claim.type in CLIENT_KINDS:
-            may = owners.clients
-        elif claim.type in STEP_KINDS and (claim.type != "step_failed" or claim.run):
-            may = owners.steps.get(claim.step, [])
-        else:
-            may = owners.saga_log
-        if owner not in may:
+        if owner not in self._writers(claim, owners):
             about = f" of step {claim.step!r}" if claim.step else ""
-            raise Distrusted(f"{owner} may not write {claim.type}{about} of saga {saga!r}")
+            child = f" as a step of saga {claim.parent.saga!r}" if claim.parent else ""
+            raise Distrusted(f"{owner} may not write {claim.type}{about} of saga {saga!r}{child}")
 
-    def check_contract(self, owner: str) -> None:
-        """Hold a contract against who has signed it.
+    def _writers(self, claim: _Claim, owners: SagaOwners) -> list[str]:
+        match writer_of(claim.type, run=claim.run, has_parent=claim.parent is not None):
+            case Writer.CLIENT:
+                return owners.clients
+            case Writer.STEP:
+                return owners.steps.get(claim.step, [])
+            case Writer.SAGA_LOG:
+                return owners.saga_log
+            case Writer.PARENT:
+                parent = self._sagas.get(claim.parent.saga) if claim.parent else None
+                return parent.saga_log if parent else []
+        return []
+
+    def check_contract(self, owner: str, key: bytes) -> None:
+        """Hold a contract, or a service's word of what it runs, against who has signed it.
 
         Raises:
-            Distrusted: the owner may not register contracts.
+            Distrusted: the owner may not register contracts, nor speak for that service.
         """
-        if owner not in self._registrars:
-            raise Distrusted(f"{owner} may not register contracts")
+        if owner not in self._registrars and key != f"{KEY_PREFIX}{owner}".encode():
+            raise Distrusted(f"{owner} may not register contracts, nor speak for another service")
 
 
 def _named(file: _File) -> list[tuple[str, str]]:

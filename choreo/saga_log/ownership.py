@@ -125,6 +125,35 @@ class Ownership:
             self._trouble = str(error)
             logger.error("%s: %s", what, error)
 
+    async def learn(self) -> None:
+        """Read one more page of what the store has of some shard, for it to know later what is not there.
+
+        Raises:
+            StoreConflict: the store is not where we left it.
+        """
+        for shard in self.shards.values():
+            if shard.known.read_after is None:
+                continue
+            try:
+                saga_ids = await self._store.saga_ids(shard.tp, after=shard.known.read_after)
+                await self.believe_store(shard)
+            except StoreUnavailable as error:
+                self.complain(f"cannot read which sagas of {shard.tp} are stored, trying again", error)
+            else:
+                shard.known.take(saga_ids)
+            return
+
+    async def believe_store(self, shard: Shard) -> None:
+        """See that what was just read from the store belongs to our place in the log.
+
+        Raises:
+            StoreConflict: the store is not where we left it (a backup was put in its place, or another instance writes
+                to it).
+        """
+        stored = await self._store.checkpoint(shard.tp)
+        if stored != shard.checkpoint:
+            raise StoreConflict(f"{shard.tp}: the store is at {stored}, not at {shard.checkpoint}")
+
     async def is_of_this_log(self, shard: Shard, first: Message) -> bool:
         """Whether the shard may fold on from ``first``. If not it is wiped, and loaded again empty."""
         if shard.verified or shard.is_same_log(first):
@@ -177,7 +206,7 @@ class Ownership:
         committed = await consumer.committed(tp)
         first, end = (await self._broker.offsets([tp]))[tp]
         checkpoint = await self._store.checkpoint(tp)
-        active = await self._store.load_active(tp) if checkpoint is not None else ()
+        active = await self._store.load_active(tp) if checkpoint is not None else ()  # the first page
         if checkpoint is not None and (checkpoint.offset > end or (checkpoint.offset < first and active)):
             logger.warning(
                 "the store has %s up to offset %s, the log has %s to %s: it is another log's; rebuilding from the log",
@@ -199,7 +228,9 @@ class Ownership:
             verified=_needs_no_proof(checkpoint, first),
             active_max=self._active_max,
         )
-        shard.admit(active)
+        while active:
+            shard.admit(active)  # most become bytes at once, so that values of all are never in memory
+            active = await self._store.load_active(tp, after=active[-1].saga_id)
         if checkpoint is not None:
             shard.parked.update(await self._store.parked_sagas(tp))
         return shard

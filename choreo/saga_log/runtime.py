@@ -192,6 +192,7 @@ class SagaLog:
                         await self._batch(consumer, messages)
                         await self._fire_timers()
                         await self._drop_old()
+                        await self._own.learn()
                     except StoreConflict:  # the store was begun anew while it was read
                         self._own.reload(tuple(self._own.shards))
                     if self._clock.monotonic() >= self._save_due_s:
@@ -276,14 +277,11 @@ class SagaLog:
         """Load the sagas of these messages that have left the memory.
 
         Raises:
-            StoreConflict: the store is not where we left it (a backup was put in its place, or another instance writes
-                to it), so that its states do not belong to our place in the log.
+            StoreConflict: the store is not where we left it, so that its states do not belong to our place in the log.
         """
         if missing := shard.missing(messages):
             states = await self._store.load(shard.tp, missing)
-            stored = await self._store.checkpoint(shard.tp)
-            if stored != shard.checkpoint:
-                raise StoreConflict(f"{shard.tp}: the store is at {stored}, not at {shard.checkpoint}")
+            await self._own.believe_store(shard)
             shard.admit(states.values())
 
     async def _retry_parked(self) -> list[tuple[Shard, Applied]]:

@@ -27,6 +27,7 @@ from choreo.contract.saga import Saga
 from choreo.core import Decision, Entry, Folded, Phase, SagaState, Timer, fold, next_due_ms, refuse, timers
 from choreo.saga_log.intake import Contracts, Refused, Unheld, contract_of, read_entry
 from choreo.saga_log.kept import Kept
+from choreo.saga_log.known import Known
 from choreo.saga_log.timer import Timers
 from choreo.saga_log.type_pause import TypePause, concerned
 from choreo.store.port import Advance, Checkpoint
@@ -76,6 +77,7 @@ class Shard:
         parked: sagas whose records wait for a contract, and how many wait.
         contracts_tried: how many contracts were registered when these were last tried.
         phases: how many sagas are in each of the phases of ``IN_PROGRESS``.
+        known: which sagas the store may have.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class Shard:
         self._last: Message | None = None
         self._active = Kept(active_max)
         self._resting: OrderedDict[str, SagaState] = OrderedDict()
-        self._complete = checkpoint is None  # what is not in memory is nowhere
+        self.known = Known(nothing_stored=checkpoint is None)
         self._changed: dict[str, Saga] = {}
         self._owing: dict[str, None] = {}
         self._untimed: set[str] = set()
@@ -123,11 +125,13 @@ class Shard:
 
     def missing(self, messages: Iterable[Message]) -> set[str]:
         """The sagas of these messages whose states may be in the store, and are not here."""
-        if self._complete:
-            return set()
         keys = {message.key for message in messages if message.key is not None}
         found = {key.decode("utf-8", "replace") for key in keys}
-        return {saga_id for saga_id in found if saga_id not in self._active and saga_id not in self._resting}
+        return {
+            saga_id
+            for saga_id in found
+            if saga_id not in self._active and saga_id not in self._resting and self.known.may_have(saga_id)
+        }
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -236,8 +240,8 @@ class Shard:
         self._released.clear()
         self._parked_unsaved.clear()
         while len(self._resting) > resting_max:
-            self._resting.popitem(last=False)
-            self._complete = False
+            saga_id, _ = self._resting.popitem(last=False)
+            self.known.add(saga_id)
 
     # Watching
 

@@ -19,16 +19,14 @@ from choreo.contract.saga import Saga
 from choreo.core import Entry, SagaState, fold, refuse
 from choreo.core.fold import Folded
 from choreo.ids import is_partition_key
+from choreo.saga_log.bloom import BloomFilter
 from choreo.saga_log.intake import Contracts, Refused, Unheld, contract_of, read_entry
 from choreo.saga_log.type_pause import TypePause, concerned
 
 SETTLED_KEPT = 2_000
 PROBLEMS_KEPT = 1_000
 
-FILTER_BYTES_MAX = 16 * 1_048_576
 _RECORDS_PER_SAGA = 4  # a guess from below: the filter may be too large, not too small
-_BITS_PER_SAGA = 16
-_PROBES = 4
 
 
 class Problem(NamedTuple):
@@ -202,28 +200,3 @@ class Window:
                 self._states[saga_id] = refuse(state, message.offset, message.timestamp_ms)
             elif saga_id in self._let_go:
                 self._revive(saga_id, message.offset)
-
-
-class BloomFilter:
-    """A set of texts that may say yes where it should say no, never the other way round (Bloom, CACM, 1970).
-
-    With 16 bits for each text and 4 probes about one answer in 400 is wrong; where the size is at its bound, more are.
-    Two halves of one hash make all probes (Kirsch and Mitzenmacher, ESA, 2006).
-    """
-
-    def __init__(self, texts_max: int) -> None:
-        size = min(max(texts_max * _BITS_PER_SAGA // 8, 1_024), FILTER_BYTES_MAX)
-        self._bits = bytearray(size)
-        self._modulus = size * 8
-
-    def add(self, text: str) -> None:
-        for at in self._probes(text):
-            self._bits[at >> 3] |= 1 << (at & 7)
-
-    def __contains__(self, text: str) -> bool:
-        return all(self._bits[at >> 3] & (1 << (at & 7)) for at in self._probes(text))
-
-    def _probes(self, text: str) -> list[int]:
-        mixed = hash(text)
-        step = (mixed >> 32) | 1
-        return [(mixed + probe * step) % self._modulus for probe in range(_PROBES)]

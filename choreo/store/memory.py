@@ -11,7 +11,7 @@ from choreo.broker.port import Message, TopicPartition
 from choreo.broker.topics import saga_topic
 from choreo.core import SagaState
 from choreo.errors import StoreConflict
-from choreo.store.port import Activity, Advance, Checkpoint, Query, Row
+from choreo.store.port import PAGE, Activity, Advance, Checkpoint, Query, Row
 from choreo.store.projection import state_of
 from choreo.store.query import is_asked_for, place_of
 
@@ -30,8 +30,13 @@ class MemoryStore:
     async def checkpoint(self, tp: TopicPartition) -> Checkpoint | None:
         return self._checkpoints.get(tp)
 
-    async def load_active(self, tp: TopicPartition) -> Sequence[SagaState]:
-        return [state_of(self._rows[tp.topic, saga_id].blob) for saga_id in sorted(self._active.get(tp, ()))]
+    async def load_active(self, tp: TopicPartition, *, after: str = "") -> Sequence[SagaState]:
+        wanted = sorted(saga_id for saga_id in self._active.get(tp, ()) if saga_id > after)
+        return [state_of(self._rows[tp.topic, saga_id].blob) for saga_id in wanted[:PAGE]]
+
+    async def saga_ids(self, tp: TopicPartition, *, after: str = "") -> Sequence[str]:
+        here = (row.saga_id for row in self._rows.values() if (row.topic, row.partition) == tp)
+        return sorted(saga_id for saga_id in here if saga_id > after)  # nothing here is in order: all at once
 
     async def load(self, tp: TopicPartition, saga_ids: Collection[str]) -> Mapping[str, SagaState]:
         rows = self._rows

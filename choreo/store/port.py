@@ -16,6 +16,9 @@ from choreo.core import SagaState
 
 MESSAGE_CHARS_MAX = 1_000
 
+PAGE = 2_000
+PAGE_OF_IDS = 10_000
+
 
 class Checkpoint(NamedTuple):
     """How far a partition is folded into the saved states.
@@ -68,6 +71,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     busy: str = ""
     paused: bool = False
     blob: bytes = b""
+
+
+KEY_OF_ROW = ("topic", "partition", "saga_id")
 
 
 class Advance(NamedTuple):
@@ -153,8 +159,15 @@ class Store(Protocol):
         """How far the partition is folded; ``None`` if nothing of it is stored."""
         ...
 
-    async def load_active(self, tp: TopicPartition) -> Sequence[SagaState]:
-        """The states of the partition that are not resting."""
+    async def load_active(self, tp: TopicPartition, *, after: str = "") -> Sequence[SagaState]:
+        """States of the partition that are not resting, by saga id: those behind ``after``, at most ``PAGE`` or all.
+
+        None are left when none come.
+        """
+        ...
+
+    async def saga_ids(self, tp: TopicPartition, *, after: str = "") -> Sequence[str]:
+        """The ids of all sagas of the partition, in pages as those of ``load_active``, of ``PAGE_OF_IDS``."""
         ...
 
     async def load(self, tp: TopicPartition, saga_ids: Collection[str]) -> Mapping[str, SagaState]:

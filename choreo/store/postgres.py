@@ -19,7 +19,7 @@ from choreo.broker.port import Headers, Message, TopicPartition
 from choreo.broker.topics import saga_topic
 from choreo.core import SagaState
 from choreo.errors import StoreConflict
-from choreo.store.port import Activity, Advance, Checkpoint, Query, Row
+from choreo.store.port import PAGE, PAGE_OF_IDS, Activity, Advance, Checkpoint, Query, Row
 from choreo.store.postgres_link import LONG_TIMEOUT_S, Address, Link, address_of
 from choreo.store.postgres_schema import FORMAT
 from choreo.store.projection import state_of
@@ -115,10 +115,24 @@ class PostgresStore:
         self._begun.add(tp)
         return Checkpoint(offset, mark, type_pause)
 
-    async def load_active(self, tp: TopicPartition) -> Sequence[SagaState]:
-        query = "SELECT blob FROM sagas WHERE topic = $1 AND partition = $2 AND NOT resting ORDER BY saga_id"
-        rows = await self._link.call(lambda connection: connection.fetch(query, *tp, timeout=LONG_TIMEOUT_S))
+    async def load_active(self, tp: TopicPartition, *, after: str = "") -> Sequence[SagaState]:
+        query = (
+            "SELECT blob FROM sagas WHERE topic = $1 AND partition = $2 AND NOT resting AND saga_id > $3 "
+            "ORDER BY saga_id LIMIT $4"
+        )
+        rows = await self._link.call(
+            lambda connection: connection.fetch(query, *tp, after, PAGE, timeout=LONG_TIMEOUT_S)
+        )
         return await self._decoded(tp, lambda: [state_of(row["blob"]) for row in rows])
+
+    async def saga_ids(self, tp: TopicPartition, *, after: str = "") -> Sequence[str]:
+        query = (
+            "SELECT saga_id FROM sagas WHERE topic = $1 AND partition = $2 AND saga_id > $3 ORDER BY saga_id LIMIT $4"
+        )
+        rows = await self._link.call(
+            lambda connection: connection.fetch(query, *tp, after, PAGE_OF_IDS, timeout=LONG_TIMEOUT_S)
+        )
+        return [row["saga_id"] for row in rows]
 
     async def load(self, tp: TopicPartition, saga_ids: Collection[str]) -> Mapping[str, SagaState]:
         wanted = [each for each in saga_ids if "\0" not in each]  # PostgreSQL has no such text, so no such saga

@@ -55,6 +55,12 @@ STEPS: tuple[str, ...] = (
     ALTER TABLE partitions ADD COLUMN type_pause text NOT NULL DEFAULT '';
     """,
     "ALTER TABLE sagas ADD COLUMN paused boolean NOT NULL DEFAULT false",
+    # For reading a partition's sagas page by page. What they are on never changes, but for resting.
+    """
+    CREATE INDEX sagas_of ON sagas (topic, partition, saga_id);
+    DROP INDEX sagas_active;
+    CREATE INDEX sagas_active ON sagas (topic, partition, saga_id) WHERE NOT resting;
+    """,
 )
 
 # Whatever changes the type in the blobs or the columns beside it gives another number, without anybody having to

@@ -19,7 +19,7 @@ import msgspec
 from choreo.broker.port import Headers, Message, TopicPartition
 from choreo.core import SagaState
 from choreo.errors import ConfigurationError, StoreConflict, StoreError
-from choreo.store.port import Activity, Advance, Checkpoint, Query, Row
+from choreo.store.port import KEY_OF_ROW, PAGE, PAGE_OF_IDS, Activity, Advance, Checkpoint, Query, Row
 from choreo.store.projection import state_of
 from choreo.store.sqlite_file import SCHEMA_VERSION, connect, is_damage, put_aside, transaction
 from choreo.store.sqlite_queries import SqliteQueries
@@ -28,8 +28,14 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_COLUMNS = ", ".join(Row.__struct_fields__)
+# A row that is there already is changed where it is: one put in its place would be new to every index.
+_SAVE_ROW = (
+    f"INSERT INTO sagas ({', '.join(Row.__struct_fields__)}) "  # noqa: S608 -- columns and marks
+    f"VALUES ({', '.join('?' * len(Row.__struct_fields__))}) ON CONFLICT (topic, partition, saga_id) DO UPDATE SET "
+    + ", ".join(f"{field} = excluded.{field}" for field in Row.__struct_fields__ if field not in KEY_OF_ROW)
+)
 
+_LOAD = "SELECT saga_id, blob FROM sagas WHERE topic = ? AND partition = ? AND saga_id IN"
 _DROPPED_AT_ONCE = 5_000
 _VARIABLES_MAX = 500  # SQLite takes 999 in its oldest builds
 
@@ -71,9 +77,18 @@ class SqliteStore:
 
         return await self._call(read)
 
-    async def load_active(self, tp: TopicPartition) -> Sequence[SagaState]:
-        query = "SELECT blob FROM sagas WHERE topic = ? AND partition = ? AND resting = 0 ORDER BY saga_id"
-        return await self._call(lambda connection: [state_of(blob) for (blob,) in connection.execute(query, tp)])
+    async def load_active(self, tp: TopicPartition, *, after: str = "") -> Sequence[SagaState]:
+        query = (
+            "SELECT blob FROM sagas WHERE topic = ? AND partition = ? AND resting = 0 AND saga_id > ? "
+            "ORDER BY saga_id LIMIT ?"
+        )
+        values = (*tp, after, PAGE)
+        return await self._call(lambda connection: [state_of(blob) for (blob,) in connection.execute(query, values)])
+
+    async def saga_ids(self, tp: TopicPartition, *, after: str = "") -> Sequence[str]:
+        query = "SELECT saga_id FROM sagas WHERE topic = ? AND partition = ? AND saga_id > ? ORDER BY saga_id LIMIT ?"
+        values = (*tp, after, PAGE_OF_IDS)
+        return await self._call(lambda connection: [saga_id for (saga_id,) in connection.execute(query, values)])
 
     async def load(self, tp: TopicPartition, saga_ids: Collection[str]) -> Mapping[str, SagaState]:
         wanted = list(saga_ids)
@@ -83,8 +98,7 @@ class SqliteStore:
             for first in range(0, len(wanted), _VARIABLES_MAX):
                 part = wanted[first : first + _VARIABLES_MAX]
                 marks = ", ".join("?" * len(part))
-                query = f"SELECT saga_id, blob FROM sagas WHERE topic = ? AND saga_id IN ({marks})"  # noqa: S608 -- marks
-                for saga_id, blob in connection.execute(query, (tp.topic, *part)):
+                for saga_id, blob in connection.execute(f"{_LOAD} ({marks})", (*tp, *part)):
                     found[saga_id] = state_of(blob)
             return found
 
@@ -210,11 +224,7 @@ def _advance(connection: sqlite3.Connection, advance: Advance) -> None:
         )
     if moved.rowcount != 1:
         raise StoreConflict(f"{tp}: the checkpoint is not at {advance.expected}; another instance has moved it")
-    marks = ", ".join("?" * len(Row.__struct_fields__))
-    connection.executemany(
-        f"INSERT OR REPLACE INTO sagas ({_COLUMNS}) VALUES ({marks})",  # noqa: S608 -- columns and marks
-        [msgspec.structs.astuple(row) for row in advance.rows],
-    )
+    connection.executemany(_SAVE_ROW, map(msgspec.structs.astuple, advance.rows))
     connection.executemany(
         "DELETE FROM parked WHERE topic = ? AND partition = ? AND saga_id = ?",
         [(*tp, saga_id) for saga_id in advance.released],

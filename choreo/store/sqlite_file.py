@@ -27,8 +27,8 @@ CREATE TABLE sagas (topic TEXT, partition INTEGER NOT NULL, saga TEXT NOT NULL, 
     updated_ms INTEGER NOT NULL, finished_ms INTEGER NOT NULL, step TEXT NOT NULL, code TEXT NOT NULL,
     due_ms INTEGER NOT NULL, timer_ms INTEGER, message TEXT NOT NULL, busy TEXT NOT NULL, paused INTEGER NOT NULL,
     blob BLOB NOT NULL,
-    PRIMARY KEY (topic, saga_id));
-CREATE INDEX active ON sagas (topic, partition) WHERE resting = 0;
+    PRIMARY KEY (topic, partition, saga_id));
+CREATE INDEX active ON sagas (topic, partition, saga_id) WHERE resting = 0;
 CREATE INDEX resting ON sagas (updated_ms) WHERE resting = 1;
 CREATE INDEX listed ON sagas (saga, phase, started_ms);
 CREATE INDEX in_order ON sagas (started_ms, saga_id, saga);

@@ -37,7 +37,10 @@ class SqliteQueries:
 
     async def find(self, saga: str, saga_id: str) -> SagaState | None:
         def read(connection: sqlite3.Connection) -> SagaState | None:
-            query = "SELECT blob FROM sagas WHERE topic = ? AND saga_id = ? AND saga = ?"
+            query = (
+                "SELECT blob FROM partitions p JOIN sagas s ON s.topic = p.topic AND s.partition = p.number "
+                "WHERE p.topic = ? AND s.saga_id = ? AND s.saga = ?"
+            )
             row = connection.execute(query, (saga_topic(saga), saga_id, saga)).fetchone()
             return None if row is None else state_of(row[0])
 

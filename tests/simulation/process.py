@@ -454,9 +454,13 @@ class FaultyStore:
         await self._process.gate()
         return await self._disk.store.checkpoint(tp)
 
-    async def load_active(self, tp: TopicPartition) -> Sequence[SagaState]:
+    async def load_active(self, tp: TopicPartition, *, after: str = "") -> Sequence[SagaState]:
         await asyncio.sleep(0)
-        return await self._disk.store.load_active(tp)
+        return await self._disk.store.load_active(tp, after=after)
+
+    async def saga_ids(self, tp: TopicPartition, *, after: str = "") -> Sequence[str]:
+        await asyncio.sleep(0)
+        return await self._disk.store.saga_ids(tp, after=after)
 
     async def load(self, tp: TopicPartition, saga_ids: Collection[str]) -> Mapping[str, SagaState]:
         await asyncio.sleep(0)

@@ -8,9 +8,9 @@ from choreo.broker.registry import Registry, ensure_saga_topics
 from choreo.contract import Saga, Step
 from choreo.core import Phase, SagaState, record_of
 from choreo.errors import TopicError
+from choreo.saga_log.bloom import BloomFilter
 from choreo.saga_log.intake import Refused, Unheld
 from choreo.saga_log.replay import Progress, fold_saga, replay
-from choreo.saga_log.window import BloomFilter
 from tests.unit.by_hand import DIAMOND, LINE, a_broker, a_pen
 
 
@@ -161,7 +161,7 @@ async def test_a_filter_that_is_too_small_costs_passes_and_no_truth(
     monkeypatch: pytest.MonkeyPatch, filter_bytes: int
 ) -> None:
     monkeypatch.setattr("choreo.saga_log.window.SETTLED_KEPT", 2)
-    monkeypatch.setattr("choreo.saga_log.window.FILTER_BYTES_MAX", filter_bytes)
+    monkeypatch.setattr("choreo.saga_log.bloom.BYTES_MAX", filter_bytes)
     monkeypatch.setattr("choreo.saga_log.replay._RECORDS_PER_POLL", 3)
     monkeypatch.setattr("choreo.saga_log.replay.REVIVED_AT_ONCE", 7)
     broker = await a_broker(LINE)

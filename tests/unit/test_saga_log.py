@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -600,6 +600,41 @@ async def test_a_settled_saga_comes_back_from_the_store_when_a_record_comes() ->
         await pen.failed("s", "b")
         await until(lambda: has(pen, Compensate))
         assert kinds(await pen.records()) == ["SagaCompensated:", "Compensate:a"]
+
+
+class AskedStore(MemoryStore):
+    """A store that knows for which sagas it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    async def load(self, tp: TopicPartition, saga_ids: Collection[str]) -> Mapping[str, SagaState]:
+        self.asked += saga_ids
+        return await super().load(tp, saga_ids)
+
+
+async def test_for_new_sagas_the_store_is_not_asked_and_for_finished_ones_it_is() -> None:
+    broker = await a_broker(LINE)
+    pen = await a_pen(broker, LINE)
+    store = AskedStore()
+    async with running(broker, LINE, store=store, resting_max=0) as log:
+        await pen.start("before")
+        await pen.failed("before", "a")
+        await until(lambda: has(pen, SagaCompensated))
+        await until(lambda: not log.states())
+    async with running(broker, LINE, store=store, resting_max=0) as log:
+        await until(lambda: [each.known.read_after for each in log._own.shards.values()] == [None])
+        for name in ("new", "newer"):
+            await pen.start(name)
+            await pen.failed(name, "a")
+        await until(lambda: len(store._rows) == 3 and not log.states())
+        assert not {"new", "newer"}.intersection(store.asked)
+        for name in ("before", "new"):
+            await pen.start(name, request="again")
+        await until(lambda: {"before", "new"} <= set(store.asked))
+        await until(lambda: folded_to_the_end(log, broker))
+        assert kinds(await pen.records()) == ["SagaCompensated:"] * 5, "told again, and nothing begun again"
 
 
 async def has(pen: Pen, kind: type[Record]) -> bool:

@@ -15,6 +15,7 @@ from choreo.contract import Saga, Step
 from choreo.errors import StoreConflict, StoreError, StoreUnavailable
 from choreo.messages.records import Compensate, SagaCompensated
 from choreo.saga_log import SagaLog
+from choreo.saga_log.ownership import Ownership
 from choreo.saga_log.shard import Shard
 from choreo.store import open_store
 from choreo.store.memory import MemoryStore
@@ -213,7 +214,13 @@ async def test_states_of_a_store_that_was_put_back_under_us_are_not_believed() -
     tp = TopicPartition("choreo.order", 0)
     store = MemoryStore()
     shard = Shard(tp, "order", lambda name, version: None, checkpoint=Checkpoint(17, "m"), offset=17, end=17)
-    shard._complete = False
+    own = Ownership(
+        await a_broker(LINE), store, {}, lambda name, version: None, resting_max=1, active_max=1, on_dropped=print
+    )
+    own.shards[tp] = shard
     asks = [Message("choreo.order", 0, 17, 1, b"s-1", b"", ())]
     with pytest.raises(StoreConflict, match="the store is at None, not at"):
-        await SagaLog._admit(SimpleNamespace(_store=store), shard, asks)  # type: ignore[arg-type]
+        await SagaLog._admit(SimpleNamespace(_store=store, _own=own), shard, asks)  # type: ignore[arg-type]
+    with pytest.raises(StoreConflict, match="the store is at None, not at"):
+        await own.learn()
+    assert shard.missing(asks) == {"s-1"}, "nothing was learnt from a store that is not where it was left"

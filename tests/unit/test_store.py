@@ -217,6 +217,30 @@ class StoreSuite:
         ]
         assert sorted(await store.activity(T0 + 2_001, 60_000)) == [Activity("order", "compensated", 0, 1)]
 
+    async def test_sagas_come_in_pages_in_the_order_of_their_ids(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for module in ("memory", "sqlite", "postgres"):
+            monkeypatch.setattr(f"choreo.store.{module}.PAGE", 2)
+            monkeypatch.setattr(f"choreo.store.{module}.PAGE_OF_IDS", 2, raising=False)
+        states = await states_of("c", "a", "e", "b", "d", ended=("b",))
+        elsewhere = await states_of("ba", "f")
+        await store.save(
+            [
+                Advance(TP, None, Checkpoint(9, ""), rows(states)),
+                Advance(OTHER, None, Checkpoint(9, ""), rows(elsewhere, OTHER)),
+            ]
+        )
+        active: list[str] = []
+        while page := await store.load_active(TP, after=active[-1] if active else ""):
+            assert len(page) <= 2
+            active += [state.saga_id for state in page]
+        assert active == ["a", "c", "d", "e"]
+        known: list[str] = []
+        while ids := await store.saga_ids(TP, after=known[-1] if known else ""):
+            known += ids
+        assert known == ["a", "b", "c", "d", "e"]
+
     async def test_more_sagas_than_a_statement_takes_values_are_loaded(self, store: Store) -> None:
         [state] = await states_of("s")
         many = []

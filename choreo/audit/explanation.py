@@ -220,7 +220,7 @@ class _Explaining:
                 text=f"it has {kind}; an effect that came after that is being undone, the outcome stays",
             )
         took = duration_text(max(state.finished_ms - state.started_ms, 1))
-        why = f": {state.outcome.step} failed, {_said(state.outcome.failure)}" if state.outcome.step else ""
+        why = f": {state.outcome.step} failed ({_said(state.outcome.failure)})" if state.outcome.step else ""
         return Reason(
             kind="finished",
             since_ms=state.finished_ms,
@@ -235,11 +235,11 @@ class _Explaining:
         failure = instance.failure if instance.exhausted else instance.compensation_failure
         left = [each for each in remaining(self._contract, state) if each != step]
         if instance.exhausted:
-            what = f"step {step} has failed in all its rounds with {_said(failure)}, and there is no way back"
+            what = f"step {step} has failed in all its rounds ({_said(failure)}), and there is no way back"
             after = f"still to be done: {', '.join(left)}" if left else "nothing else is left to be done"
         else:
             attempts = self._attempts(key, instance)
-            what = f"compensation of {step} failed{attempts} with {_said(failure)}"
+            what = f"compensation of {step} failed{attempts} ({_said(failure)})"
             after = f"still to be undone: {', '.join(left)}" if left else "nothing else is left to be undone"
         command = f"choreo {{}} {self._trail.saga} {self._trail.saga_id} {step} --reason …"
         return Reason(
@@ -418,7 +418,7 @@ class _Explaining:
         state = self._state
         failed = state.first_failure()
         failures = [failure for _, saga_round, failure in state.failures if saga_round == state.round]
-        after = f" after {failed[0]} failed with {_said(failed[1])}" if failed else ""
+        after = f" after {failed[0]} failed ({_said(failed[1])})" if failed else ""
         limit = self._contract[failed[0]].forward_retries.limit if failed and state.only_forward else 0
         of = f" of {limit + 1}" if limit else ""
         return Reason(
@@ -444,7 +444,7 @@ def _unfolded(trail: Trail) -> Reason:
 def _said(failure: Failure | None) -> str:
     if failure is None:
         return "no reason given"
-    return " ".join(filter(None, (failure.kind, failure.code, failure.message)))
+    return ": ".join(filter(None, (", ".join(filter(None, (failure.kind, failure.code))), failure.message)))
 
 
 def clock_text(at_ms: int, now_ms: int) -> str:

@@ -152,7 +152,7 @@ async def test_a_stuck_saga_says_what_failed_how_often_what_is_left_and_what_to_
     await world.pen.compensation_failed("s", "b")
     await say_what_is_owed(world.pen)
     reason = await world.only("stuck")
-    assert reason.text == "stuck: compensation of b failed with crashed the bank is closed; still to be undone: a"
+    assert reason.text == "stuck: compensation of b failed (crashed: the bank is closed); still to be undone: a"
     assert (reason.step, reason.generation) == ("b", 1)
     assert "choreo retry order s b --reason …" in reason.advice[0]
     assert "choreo skip" in reason.advice[1]
@@ -167,7 +167,7 @@ async def test_a_backoff_says_until_when_and_which_round() -> None:
     await world.pen.compensated("s", "a", verdict="retry", retry_limit=3, backoff_ms=90_000)
     reason = await world.only("backoff")
     assert reason.until_ms == T0 + 90_000
-    assert reason.text == "backoff until 22:14:50, then round 2 after b failed with rejected no no"
+    assert reason.text == "backoff until 22:14:50, then round 2 after b failed (rejected, no: no)"
 
 
 async def test_a_step_that_waits_for_a_signal() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from choreo.cli.app import run_command
+from choreo.cli.app import app, run_command
 from choreo.cli.exits import Exit
 from choreo.cli.names import load
 from choreo.contract import Saga, Step
@@ -271,3 +272,15 @@ def test_no_saga_may_have_an_id_of_choreos_own(tmp_path: Path, capsys: pytest.Ca
     command = ["start", f"{__name__}:TEA", "{}", "--id", "choreo.partition/0", *broker]
     assert run_command(command) == Exit.CONFIGURATION
     assert "one of choreo's own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["audit"], ["keys", "--help"], ["dead-letters"]])
+def test_a_list_of_commands_says_what_each_does(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(arguments) == Exit.DONE
+    shown = capsys.readouterr().out
+    listed = app
+    for name in (each for each in arguments if each != "--help"):
+        listed = listed[name]
+    for name in listed:
+        if not name.startswith("-"):
+            assert re.search(rf"│ {name} +[A-Z]", shown), f"{name} has no sentence in\n{shown}"

@@ -30,7 +30,9 @@ from tests.web_world import running, until
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-OURS = {name: service for name, service in COMPOSE["services"].items() if service["image"] == "choreo-order"}
+CHOREO = {name: service for name, service in COMPOSE["services"].items() if service["image"] == "choreo-order"}
+OURS = {name: service for name, service in CHOREO.items() if service["restart"] != "no"}
+ONCE = ("keys", "bootstrap")
 PROMETHEUS = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
 RULES = [
     rule
@@ -212,12 +214,46 @@ def test_containers_and_the_procfile_run_the_same_commands() -> None:
 def test_containers_and_local_processes_read_the_same_variables() -> None:
     compose = {variable for service in OURS.values() for variable in service["environment"]}
     local = order_environment(Path("directory")).keys()
-    assert compose - {"CHOREO_SHUTDOWN_TIMEOUT_SECONDS", "CHOREO_HTTP_TOKENS"} == set(local)
+    # On one machine, under one user, a key for each process would keep nobody apart.
+    signing = {"CHOREO_SIGNING_KEY_FILE", "CHOREO_SIGNING_KEY_ID", "CHOREO_TRUST_FILE"}
+    assert compose - {"CHOREO_SHUTDOWN_TIMEOUT_SECONDS", "CHOREO_HTTP_TOKENS"} - signing == set(local)
+
+
+def test_each_part_is_given_its_own_key_and_no_other() -> None:
+    """The container that makes the keys has all of them; it is alone, without a network, and ends."""
+    assert set(CHOREO) - set(OURS) == {*ONCE, "client"}
+    assert CHOREO["keys"]["network_mode"] == "none"
+    for name, service in CHOREO.items():
+        mounts = [
+            volume
+            for volume in service["volumes"]
+            if "keys" in (volume if isinstance(volume, str) else volume["source"])
+        ]
+        if name == "keys":
+            assert mounts == ["keys:/data"]
+            continue
+        (mount,) = mounts
+        assert mount["volume"] == {"subpath": name}
+        assert mount["read_only"]
+        assert service["environment"]["CHOREO_SIGNING_KEY_ID"] == f"{name}-1"
+        for file in ("CHOREO_SIGNING_KEY_FILE", "CHOREO_TRUST_FILE"):
+            assert service["environment"][file].startswith(f"{mount['target']}/")
+
+
+def test_one_command_starts_all_and_waits_only_for_what_ends() -> None:
+    """`up --wait` takes a container that has ended for one that is done only if another one waits for its end."""
+    for name in ONCE:
+        awaited = [other for other, service in CHOREO.items() if name in service["depends_on"]]
+        assert awaited
+        assert all(
+            CHOREO[other]["depends_on"][name]["condition"] == "service_completed_successfully" for other in awaited
+        )
+    assert CHOREO["client"]["profiles"], "nobody starts it with the others"
 
 
 def test_what_a_container_keeps_is_in_its_volume() -> None:
     for name, service in OURS.items():
-        (volume,) = service["volumes"]
+        (volume,) = (volume for volume in service["volumes"] if isinstance(volume, str))
         source, target = volume.split(":")
         assert source in COMPOSE["volumes"]
         paths = [value for key, value in service["environment"].items() if key.endswith(("_DATABASE", "_STORE"))]
@@ -238,7 +274,7 @@ def test_prometheus_scrapes_every_container_of_ours_and_nothing_else() -> None:
 def test_every_file_that_compose_mounts_is_there() -> None:
     for service in COMPOSE["services"].values():
         for volume in service.get("volumes", ()):
-            source = volume.split(":")[0]
+            source = volume.split(":")[0] if isinstance(volume, str) else volume["source"]
             assert source in COMPOSE["volumes"] or (DEPLOY / source).exists()
     for rules in PROMETHEUS["rule_files"]:
         assert (DEPLOY / "prometheus" / rules).is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shlex
@@ -9,52 +10,108 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import promql_parser
 import pytest
 
+from choreo.broker import open_broker
+from choreo.broker.signed.broker import Signer
+from choreo.messages.codec import encode
+from choreo.messages.headers import JSON, make_headers
+from choreo.messages.records import Failure, StepFailed
 from choreo.observe.metrics import Metrics
-from deploy.run_procfile import Processes, free_ports
+from deploy.run_procfile import Processes, executable, free_ports
+from services.order import ORDER
 from tests.e2e.test_demo import is_running
-from tests.e2e.test_deploy_files import LABELS, OURS, QUERIES, ROOT, parts
+from tests.e2e.test_deploy_files import CHOREO, LABELS, ONCE, OURS, QUERIES, ROOT, parts
 
 pytestmark = pytest.mark.e2e
 
 
-def on_this_machine(environment: dict[str, Any], kafka_url: str, directory: Path) -> dict[str, str]:
-    """A container's environment, with the broker and the volume of this machine in place of the container's."""
+def on_this_machine(name: str, kafka_url: str, directory: Path) -> dict[str, str]:
+    """A container's environment, with the broker and the volumes of this machine in place of the container's."""
     here = {
         "${CHOREO_HTTP_TOKENS:-}": "",
         "/data/": f"{directory}/",
+        "/run/signing/": f"{directory}/keys/{name}/",
         "kafka://kafka:9092?security=plaintext": kafka_url,
     }
-    found = {name: str(value) for name, value in environment.items()}
+    found = {variable: str(value) for variable, value in CHOREO[name].get("environment", {}).items()}
     for there, ours in here.items():
-        found = {name: value.replace(there, ours) for name, value in found.items()}
+        found = {variable: value.replace(there, ours) for variable, value in found.items()}
     return found
 
 
+def run(command: list[str], environment: dict[str, str], *, status: int = 0) -> str:
+    done = subprocess.run(
+        executable(command),
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+async def forge(kafka_url: str, directory: Path) -> None:
+    """What who has taken over the payment service can do: sign with its key, for the step of another service."""
+    signer = Signer.read(directory / "keys" / "payment" / "key.pem", "payment-1")
+    failed = StepFailed(
+        saga="order",
+        version=ORDER.version,
+        saga_id="forged",
+        start="a" * 16,
+        step="reserve_stock",
+        run="forged",
+        failure=Failure(kind="rejected", message="forged"),
+    )
+    value, headers = encode(failed), make_headers(failed, source="/choreo/inventory", content_type=JSON)
+    broker = await open_broker(kafka_url, signed=False)
+    producer = await broker.producer()
+    headers = (*headers, signer.header("choreo.order", b"forged", value, headers))
+    await producer.send("choreo.order", key="forged", value=value, headers=headers)
+    await producer.close()
+    await broker.close()
+
+
 @pytest.mark.kafka
-def test_every_container_s_command_and_environment_gets_ready_and_shows_what_dashboards_ask_for(
+def test_every_container_s_command_and_environment_gets_ready_does_its_job_and_believes_no_forger(
     kafka_url: str, tmp_path: Path
 ) -> None:
-    environment: dict[str, str] = {}
-    for service in OURS.values():
-        environment |= on_this_machine(service["environment"], kafka_url, tmp_path)
-    commands = {name: shlex.split(service["command"]) for name, service in OURS.items()}
-    ports = dict(zip(commands, free_ports(len(commands)), strict=True))
-    with Processes(commands, environment, ports=ports, logs=tmp_path / "logs") as processes:
-        processes.start()
-        processes.await_ready()
-        exposed: set[str] = set()
-        for name in commands:
+    keys, bootstrap = (shlex.split(CHOREO[name]["command"]) for name in ONCE)
+    run([*keys[:-1], str(tmp_path / "keys")], {})
+    run(bootstrap, on_this_machine("bootstrap", kafka_url, tmp_path))
+    exposed: set[str] = set()
+    with ExitStack() as stack:
+        running: dict[str, Processes] = {}
+        for (name, service), port in zip(OURS.items(), free_ports(len(OURS)), strict=True):
+            processes = Processes(
+                {name: shlex.split(service["command"])},
+                on_this_machine(name, kafka_url, tmp_path),
+                ports={name: port},
+                logs=tmp_path / "logs",
+            )
+            running[name] = stack.enter_context(processes)
+            processes.start()
+        for name, processes in running.items():
+            processes.await_ready()
             assert processes.get(name, "/healthz")[0] == 200
             status, text = processes.get(name, "/metrics")
             assert status == 200
             assert "choreo_build_info{" in text, f"{name} says which version it is"
             exposed |= set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
+        client = on_this_machine("client", kafka_url, tmp_path)
+        start = [*CHOREO["client"]["entrypoint"], "start", "services.order:ORDER"]
+        asyncio.run(forge(kafka_url, tmp_path))
+        assert "completed" in run([*start, "{}", "--wait", "--id", "forged"], client)
+        assert "compensated" in run([*start, '{"trouble": {"depot_closed": true}}', "--wait"], client, status=1)
+        letters = run(["choreo", "dead-letters", "list", "order"], client)
+        assert letters.count("may not write step_failed of step 'reserve_stock'") == 1, letters
     asked = {
         part.name
         for _, query in QUERIES

@@ -151,6 +151,13 @@ def test_every_user_that_is_named_exists() -> None:
         assert {"name": "CHOREO_KAFKA_USERNAME", "value": secret} in container(workload)["env"], name
 
 
+def test_each_part_is_given_its_own_key_and_no_other() -> None:
+    for name, workload in WORKLOADS.items():
+        volumes = {volume["name"]: volume for volume in workload["spec"]["template"]["spec"]["volumes"]}
+        assert volumes["signing"]["secret"] == {"secretName": f"signing-{name}"}
+        assert {"name": "CHOREO_SIGNING_KEY_ID", "value": f"{name}-1"} in container(workload)["env"]
+
+
 def test_replicas_by_lag_watch_the_groups_that_there_are() -> None:
     groups = {f"choreo.{name}" for name in STEP_SERVICES} | {GROUP}
     scaled = of_kind("ScaledObject")
@@ -174,11 +181,13 @@ def environment_of(name: str, kafka: SecureKafka, directory: Path, store: str) -
     (own / "secrets").mkdir(parents=True)
     (own / "secrets" / "password").write_text(password_of(f"choreo-{name}"))
     (own / "secrets" / "url").write_text(store)
+    signing = directory.parent / "keys" / name
     config = own / "choreo.toml"
     here = {
         "events-kafka-bootstrap:9093": f"127.0.0.1:{kafka.sasl_port}",
         "/run/ca/ca.crt": str(kafka.authority.ca_file),
         "/run/secrets/kafka": str(own / "secrets"),
+        "/run/secrets/signing": str(signing),
         "0.0.0.0": "127.0.0.1",
     }
     text = (BASE / "choreo.toml").read_text()
@@ -216,6 +225,7 @@ def test_what_is_deployed_runs_sagas_with_the_rights_it_has(postgres_url: str, t
     with ExitStack() as stack:
         stack.callback(kafka.kafka.stop)
         asyncio.run(kafka.allow(roles))
+        once(["choreo", "keys", "init", *PARTS, "--directory", str(tmp_path / "keys")], {})
         environments = {name: environment_of(name, kafka, tmp_path / "run", url) for name in WORKLOADS}
         once(container(WORKLOADS["bootstrap"])["args"], environments["bootstrap"])
         running = []
@@ -231,17 +241,25 @@ def test_what_is_deployed_runs_sagas_with_the_rights_it_has(postgres_url: str, t
             **environments["bootstrap"],
             "CHOREO_KAFKA_USERNAME": "choreo-client",
             "CHOREO_KAFKA_PASSWORD": password_of("choreo-client"),
+            "CHOREO_SIGNING_KEY_ID": "client-1",
         }
         config = Path(client["CHOREO_CONFIG"])
         ours = config.with_name("client.toml")
         lines = config.read_text().splitlines(keepends=True)
-        ours.write_text("".join(line for line in lines if not line.startswith("password_file")))
+        own = "".join(line for line in lines if not line.startswith("password_file"))
+        ours.write_text(own.replace("/keys/bootstrap/", "/keys/client/"))
         client["CHOREO_CONFIG"] = str(ours)
         start = ["choreo", "start", "services.order:ORDER"]
         assert "completed" in once([*start, "{}", "--wait"], client)
         assert "compensated" in once([*start, '{"trouble": {"depot_closed": true}}', "--wait"], client, status=1)
         with psycopg.connect(store) as connection:
             assert connection.execute("SELECT count(*) FROM sagas").fetchone() == (2,)
+        operator = {
+            **client,
+            "CHOREO_KAFKA_USERNAME": "choreo-operator",
+            "CHOREO_KAFKA_PASSWORD": password_of("choreo-operator"),
+        }
+        assert "0 dead letter(s)" in once(["choreo", "dead-letters", "list", "order"], operator)
 
 
 def once(command: list[str], environment: dict[str, str], *, status: int = 0) -> str:

@@ -16,7 +16,7 @@ from sqlalchemy.pool import QueuePool
 
 from choreo.inbox import Inbox
 
-DELIVERED = {"teapot": 100_000, "kettle": 10_000, "unobtainium": 0}
+DELIVERED = {"teapot": 100_000, "kettle": 100_000, "unobtainium": 0}
 
 metadata = MetaData()
 stock = Table(

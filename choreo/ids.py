@@ -84,6 +84,11 @@ def skipped_id(instance: str) -> str:
     return f"{instance}/skipped"
 
 
+def cancel_id(instance: str) -> str:
+    """The command to cancel what runs of a step in a round."""
+    return f"{instance}/cancel"
+
+
 def compensate_id(instance: str, generation: int) -> str:
     """The command to undo a step; its answer's id derives from it."""
     return f"{instance}/compensate/{generation}"

@@ -7,6 +7,7 @@ from choreo.ids import compensate_id
 from choreo.messages.family import SagaUndone
 from choreo.messages.records import (
     CancelRefused,
+    CancelStep,
     Compensate,
     Execute,
     Record,
@@ -57,6 +58,8 @@ def _about_step(record: StepRecord, saga_round: int) -> Decision | None:
             return Decision("execute", record.step, saga_round)
         case StepSkipped():
             return Decision("skip", record.step, saga_round)
+        case CancelStep():
+            return Decision("cancel", record.step, saga_round)
         case Compensate():
             return Decision("settle" if record.settle else "compensate", record.step, saga_round, record.generation)
         case SagaStuck():

@@ -28,6 +28,7 @@ from choreo.messages.family import SagaUndone
 from choreo.messages.headers import CE_TYPE
 from choreo.messages.records import (
     CancelRefused,
+    CancelStep,
     Compensate,
     CompensationFailed,
     Execute,
@@ -53,6 +54,7 @@ KEPT = 1_000
 _DECISIONS = (
     Execute,
     StepSkipped,
+    CancelStep,
     Compensate,
     SagaStuck,
     SagaCompleted,
@@ -331,13 +333,15 @@ def _lasting(record: Record) -> Record:
             return msgspec.structs.replace(record, remaining=())
         case CancelRefused():
             return msgspec.structs.replace(record, reason="")
+        case CancelStep():
+            return msgspec.structs.replace(record, failed=None)
     return record
 
 
 def _may_differ(record: Record, field: str, ours: object, theirs: object, content_type: str) -> bool:
     """Whether two instances of the saga-log may say this field differently, or one shortens what is too large."""
     match record, field:
-        case (Compensate() | SagaStuck(), "remaining") | (CancelRefused(), "reason"):
+        case (Compensate() | SagaStuck(), "remaining") | (CancelRefused(), "reason") | (CancelStep(), "failed"):
             return True
         case SagaCompleted(), "effects":
             return ours == {}

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import msgspec
 
-from choreo.contract.policy import DURATION_MS_MAX, CompensateOnFailure
+from choreo.contract.policy import DURATION_MS_MAX, CompensateOnFailure, OnSiblingFailure
 from choreo.contract.saga import Saga, StepSpec
 from choreo.errors import Undecodable
 
@@ -27,6 +27,7 @@ class ContractDocument(msgspec.Struct, frozen=True, kw_only=True):
         compensate_on_failure: policy of the steps that have none of their own.
         steps: in the order in which they run.
         description: for people; not part of the content hash.
+        on_sibling_failure: likewise; left out where it is ``settle``, so that older contracts keep their hashes.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ContractDocument(msgspec.Struct, frozen=True, kw_only=True):
     compensate_on_failure: CompensateOnFailure
     steps: tuple[StepSpec, ...]
     description: str = ""
+    on_sibling_failure: OnSiblingFailure | msgspec.UnsetType = msgspec.UNSET
 
 
 _decoder = msgspec.json.Decoder(ContractDocument)
@@ -66,6 +68,7 @@ def from_json(value: bytes) -> Saga:
         settle=timedelta(milliseconds=document.settle_ms),
         grace=timedelta(milliseconds=document.grace_ms),
         compensate_on_failure=document.compensate_on_failure,
+        on_sibling_failure=document.on_sibling_failure or "settle",
         description=document.description,
     )
 
@@ -85,4 +88,5 @@ def _document(saga: Saga, description: str) -> ContractDocument:
         compensate_on_failure=saga.compensate_on_failure,
         steps=saga.steps,
         description=description,
+        on_sibling_failure=msgspec.UNSET if saga.on_sibling_failure == "settle" else saga.on_sibling_failure,
     )

@@ -44,6 +44,18 @@ class Graph:
         return {step: tuple(other for other in self.before if other in reach[step]) for step in self.before}
 
     @cached_property
+    def siblings(self) -> Mapping[str, tuple[str, ...]]:
+        """The steps that may run beside each step: neither builds on the other."""
+        return {
+            step: tuple(
+                other
+                for other in self.before
+                if other != step and other not in self.descendants[step] and step not in self.descendants[other]
+            )
+            for step in self.before
+        }
+
+    @cached_property
     def cyclic(self) -> tuple[str, ...]:
         """The steps that build on themselves; none in a valid contract."""
         return tuple(step for step in self.before if step in self.descendants[step])

@@ -18,6 +18,12 @@ CompensateOnFailure = Literal["if_unknown", "always", "never"]
 ``always``: first of all, also after a definite failure (as Sage does). ``never``: not at all (as PhoenixMicro does).
 """
 
+OnSiblingFailure = Literal["settle", "cancel"]
+"""What becomes of a step that is at work when the saga turns back, because a sibling has failed or it is cancelled.
+
+``settle``: it goes on to its own end, and then everything is undone. ``cancel``: its attempt is cancelled.
+"""
+
 RecoverFrom = Literal["rejected", "crashed", "timed_out"]
 """A kind of failure for which a step's own compensation may have a substitute: ``Continue``."""
 

@@ -21,7 +21,9 @@ def text(saga: Saga) -> str:
         forward = f"{'  ' * saga.graph.depth[step.name]}-> {step.name}"
         indent = width + 3 + 2 * max(saga.graph.depth.values())
         back = f"<- {step.compensation or 'nothing to undo'}"
-        lines.append(f"  {forward:<{indent}}  {back:<{back_width + 3}}  {_limits(step)}{_waits(saga, step)}".rstrip())
+        lines.append(
+            f"  {forward:<{indent}}  {back:<{back_width + 3}}  {_limits(saga, step)}{_waits(saga, step)}".rstrip()
+        )
     return "\n".join(lines)
 
 
@@ -56,7 +58,7 @@ def _one_line(description: str) -> str:
     return "".join(character if character.isprintable() else " " for character in " ".join(description.split()))
 
 
-def _limits(step: StepSpec) -> str:
+def _limits(saga: Saga, step: StepSpec) -> str:
     limits = ["pivot"] if step.pivot else []
     if step.child is not None:
         limits.append(f"saga {step.child.saga} v{step.child.version}")
@@ -70,6 +72,8 @@ def _limits(step: StepSpec) -> str:
     if step.await_signal is not None:
         at_most = "" if step.signal_timeout_ms is None else f" for {duration_text(step.signal_timeout_ms)}"
         limits.append(f"waits for signal {step.await_signal}{at_most}")
+    if step.name in saga.cancellable and saga.graph.siblings[step.name]:
+        limits.append("cancelled if the saga turns back")
     if step.recover_from:
         limits.append(f"may continue if {' or '.join(step.recover_from)}")
     return ", ".join(limits)

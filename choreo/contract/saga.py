@@ -18,6 +18,7 @@ from choreo.contract.policy import (
     RECOVER_FROM_DEFAULT,
     CompensateOnFailure,
     Duration,
+    OnSiblingFailure,
     RecoverFrom,
     Retries,
     duration_ms,
@@ -55,6 +56,7 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             deadline alone.
         when: it runs only if this holds when all that it waits for is done; otherwise it is skipped. ``None``: always.
         child: the saga that this step is; ``None`` for a step that a service runs.
+        on_sibling_failure: whether its attempt is cancelled when the saga turns back meanwhile.
     """
 
     name: str
@@ -73,6 +75,7 @@ class StepSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     signal_timeout_ms: int | None = None
     when: AnyCondition | None = None
     child: Child | None = None
+    on_sibling_failure: OnSiblingFailure = "settle"
 
     @property
     def is_commanded(self) -> bool:
@@ -115,6 +118,8 @@ class Step:
             code ``signal``. By default the saga's deadline.
         when: a condition on the saga's input and the effects of earlier steps (``choreo.when``). Where it does not hold
             the step is skipped: it has no effect and nothing to undo, and what comes after it goes on.
+        on_sibling_failure: overrides the saga's policy for this step: "cancel" if it may be cancelled in its middle
+            when the saga turns back, "settle" if it is to go on to its own end.
         saga: the step is a saga of its own: it completes with that saga's result, fails if that is compensated, and is
             undone by undoing it. No service runs it. If that saga has a pivot, the step is one.
         input: of that saga, from the parent's context: ``{"city": when.input("city"), "room": when.effect("ask")}``,
@@ -136,6 +141,7 @@ class Step:
     await_signal: str | None = None
     signal_timeout: Duration | None = None
     when: Condition | Place | None = None
+    on_sibling_failure: OnSiblingFailure | None = None
     saga: Saga | None = None
     input: Place | Mapping[str, Any] | None = None
 
@@ -170,6 +176,7 @@ class Saga:
     settle_ms: int
     grace_ms: int
     compensate_on_failure: CompensateOnFailure
+    on_sibling_failure: OnSiblingFailure
     description: str = field(compare=False)
     children: tuple[Saga, ...] = field(compare=False)
 
@@ -182,6 +189,7 @@ class Saga:
         settle: Duration = "15m",
         grace: Duration = "5s",
         compensate_on_failure: CompensateOnFailure = "if_unknown",
+        on_sibling_failure: OnSiblingFailure = "settle",
         description: str = "",
     ) -> None:
         """Define a saga.
@@ -194,6 +202,9 @@ class Saga:
             settle: how long a step in flight may still take once the saga is failing.
             grace: how long past its due a step's outcome is waited for, for clocks and queues.
             compensate_on_failure: policy of the steps that have none of their own.
+            on_sibling_failure: what becomes of steps in parallel branches that are at work when one branch fails, or
+                the saga is cancelled: they "settle", or the saga-log has their services "cancel" the attempt. Not where
+                the failed step may still get a substitute (``Continue``), and not from the pivot on.
             description: for people; not part of the content hash.
         """
         from choreo.contract.validate import problems_of
@@ -209,7 +220,9 @@ class Saga:
                 )
                 continue
             specs.append(
-                step if isinstance(step, StepSpec) else _fill_in(step, previous, compensate_on_failure, problems)
+                step
+                if isinstance(step, StepSpec)
+                else _fill_in(step, previous, compensate_on_failure, on_sibling_failure, problems)
             )
         times = {
             what: _milliseconds(value, f"saga {name!r}: {what}", problems)
@@ -223,6 +236,7 @@ class Saga:
         set_field(self, "settle_ms", times["settle"])
         set_field(self, "grace_ms", times["grace"])
         set_field(self, "compensate_on_failure", compensate_on_failure)
+        set_field(self, "on_sibling_failure", on_sibling_failure)
         set_field(self, "description", description)
         set_field(self, "children", _children(steps))
         problems += problems_of(self)
@@ -241,6 +255,12 @@ class Saga:
         """The pivots and all behind them: the steps that no deadline ends."""
         pivots = [step.name for step in self.steps if step.pivot]
         return frozenset(pivots).union(*(self.graph.descendants[pivot] for pivot in pivots))
+
+    @cached_property
+    def cancellable(self) -> frozenset[str]:
+        """The steps whose attempt is cancelled when the saga turns back. From the pivot on it does not."""
+        asked = (step.name for step in self.steps if step.on_sibling_failure == "cancel")
+        return frozenset(asked) - self.forward_only
 
     @cached_property
     def signals(self) -> dict[str, tuple[str, ...]]:
@@ -290,6 +310,7 @@ class Saga:
             settle=timedelta(milliseconds=self.settle_ms),
             grace=timedelta(milliseconds=self.grace_ms),
             compensate_on_failure=self.compensate_on_failure,
+            on_sibling_failure=self.on_sibling_failure,
             description=self.description,
         )
         object.__setattr__(extended, "children", tuple(dict.fromkeys((*self.children, *extended.children))))
@@ -347,7 +368,13 @@ def _condition(value: Condition | Place | None, where: str, problems: list[str])
         return None
 
 
-def _fill_in(step: Step, previous: str | None, policy: CompensateOnFailure, problems: list[str]) -> StepSpec:
+def _fill_in(
+    step: Step,
+    previous: str | None,
+    policy: CompensateOnFailure,
+    on_sibling_failure: OnSiblingFailure,
+    problems: list[str],
+) -> StepSpec:
     where = f"step {step.name!r}"
     if step.after is None:
         after: tuple[str, ...] = (previous,) if previous is not None else ()
@@ -379,4 +406,5 @@ def _fill_in(step: Step, previous: str | None, policy: CompensateOnFailure, prob
         signal_timeout_ms=None if patience is None else _milliseconds(patience, f"{where}: signal_timeout", problems),
         when=_condition(step.when, where, problems),
         child=child,
+        on_sibling_failure=step.on_sibling_failure or on_sibling_failure,
     )

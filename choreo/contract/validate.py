@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from choreo.contract.child import Child
 from choreo.contract.condition import AllOf, AnyOf, Compare, Condition, Exists, IsIn, Scalar, Value, parts
@@ -14,6 +14,7 @@ from choreo.contract.policy import (
     DURATION_MS_MAX,
     FORWARD_RETRIES_DEFAULT,
     CompensateOnFailure,
+    OnSiblingFailure,
     RecoverFrom,
     Retries,
     duration_text,
@@ -58,6 +59,7 @@ def problems_of(saga: Saga) -> list[str]:
     ]
     if not problems:
         problems += _pivot_problems(saga)
+        problems += _sibling_problems(saga)
         for step in saga.steps:
             if step.when is not None:
                 problems += _condition_problems(saga, step, step.when)
@@ -87,6 +89,30 @@ def _pivot_problems(saga: Saga) -> list[str]:
         for step in saga.steps
         if step.name not in saga.forward_only and step.forward_retries != FORWARD_RETRIES_DEFAULT
     ]
+
+
+def _sibling_problems(saga: Saga) -> list[str]:
+    """To be cancelled because of a sibling takes one, and a way back."""
+    alone = [step.name for step in saga.steps if not saga.graph.siblings[step.name]]
+    if saga.on_sibling_failure == "cancel":
+        if len(alone) == len(saga.steps):
+            return ["on_sibling_failure is 'cancel', but no two of its steps run side by side; leave it out"]
+        return []
+    problems = []
+    for step in saga.steps:
+        if step.on_sibling_failure != "cancel":
+            continue
+        if step.name in saga.forward_only:
+            problems.append(
+                f"step {step.name!r}: on_sibling_failure is 'cancel', but from the pivot on nothing is cancelled; "
+                "leave it out"
+            )
+        elif step.name in alone:
+            problems.append(
+                f"step {step.name!r}: on_sibling_failure is 'cancel', but no step runs beside it; "
+                "leave it out, or let it and another step be 'after' the same one"
+            )
+    return problems
 
 
 def _condition_problems(saga: Saga, step: StepSpec, condition: Condition) -> list[str]:
@@ -219,6 +245,11 @@ def _saga_problems(saga: Saga) -> list[str]:
     if not 1 <= saga.version <= VERSION_MAX:
         problems.append(f"version {saga.version} is not between 1 and {VERSION_MAX}; count from 1")
     problems += _policy_problems("compensate_on_failure", saga.compensate_on_failure)
+    problems += _policy_problems("on_sibling_failure", saga.on_sibling_failure, OnSiblingFailure)
+    for step in saga.steps:
+        if step.on_sibling_failure != saga.on_sibling_failure:  # else that was said of the saga
+            where = f"step {step.name!r}: on_sibling_failure"
+            problems += _policy_problems(where, step.on_sibling_failure, OnSiblingFailure)
     return problems
 
 
@@ -291,6 +322,6 @@ def _retries_problems(what: str, retries: Retries) -> list[str]:
     return problems
 
 
-def _policy_problems(what: str, policy: str) -> list[str]:
-    allowed = get_args(CompensateOnFailure)
+def _policy_problems(what: str, policy: str, policies: Any = CompensateOnFailure) -> list[str]:
+    allowed = get_args(policies)
     return [] if policy in allowed else [f"{what} is {policy!r}; it must be one of {', '.join(allowed)}"]

@@ -17,6 +17,7 @@ from choreo.messages.records import (
     NO_START,
     AnyRecord,
     CancelRefused,
+    CancelStep,
     Compensate,
     Execute,
     Failure,
@@ -77,10 +78,8 @@ def record_of(contract: Saga, state: SagaState, decision: Decision) -> AnyRecord
             effects={},
             settle=True,
         )
-    if decision.kind == "skip":
-        condition = contract[decision.step].when
-        assert condition is not None, "a step without a condition is never skipped"
-        return StepSkipped(**common, condition=text(condition)[:CONDITION_TEXT_MAX])  # type: ignore[arg-type]
+    if decision.kind in ("skip", "cancel"):
+        return _not_run(contract, state, decision, common)
     context = {step: msgspec.Raw(effect) for step, effect in context_of(contract, state, key).items()}
     if decision.kind == "execute":
         return Execute(
@@ -123,6 +122,17 @@ def remaining(contract: Saga, state: SagaState) -> tuple[str, ...]:
     stuck, left = {step for step, _ in survey.stuck}, {step for step, _ in survey.uncompensated}
     backwards = [step.name for step in reversed(contract.steps) if step.name in left]
     return tuple(sorted(backwards, key=lambda step: (step not in stuck, -contract.graph.depth[step])))
+
+
+def _not_run(
+    contract: Saga, state: SagaState, decision: Decision, common: dict[str, object]
+) -> StepSkipped | CancelStep:
+    if decision.kind == "cancel":
+        failed = state.first_failure()
+        return CancelStep(**common, failed=failed[0] if failed else None)  # type: ignore[arg-type]
+    condition = contract[decision.step].when
+    assert condition is not None, "a step without a condition is never skipped"
+    return StepSkipped(**common, condition=text(condition)[:CONDITION_TEXT_MAX])  # type: ignore[arg-type]
 
 
 def _stuck_by(instance: Instance) -> Failure:

@@ -10,6 +10,7 @@ from zlib import crc32
 from choreo.contract.saga import Saga
 from choreo.core.condition import runs
 from choreo.core.order import builds_on
+from choreo.core.siblings import to_cancel
 from choreo.core.state import Decision, Instance, Key, Outcome, SagaState
 from choreo.core.survey import Survey
 from choreo.ids import instance_id
@@ -54,8 +55,8 @@ def _decide_once(contract: Saga, state: SagaState, made: list[Decision]) -> bool
 
 
 def _go_back(contract: Saga, state: SagaState, survey: Survey, made: list[Decision]) -> bool:
-    if survey.in_flight:
-        return False  # settle first (rule 4)
+    if survey.in_flight:  # settle first (rule 4)
+        return _cancel(contract, state, survey, made)
     begun = any(instance.taken_down == state.round for instance in state.instances.values())
     own = [] if begun else [key for key in survey.candidates if _is_own(contract, state, survey, key)]
     own_pending = any(state.instance(key).own for key in (*survey.awaiting, *survey.stuck))
@@ -99,6 +100,15 @@ def _settle(state: SagaState, survey: Survey, made: list[Decision]) -> bool:
         generation = state.instance(key).generation + 1
         state.update(key, awaits_answer=True, generation=generation, own=True, compensation_due_ms=0)
         _owe(state, Decision("settle", key[0], key[1], generation), made)
+    return bool(todo)
+
+
+def _cancel(contract: Saga, state: SagaState, survey: Survey, made: list[Decision]) -> bool:
+    """Ask what need not go on to end at once. Nothing else depends on it: it settles one way or the other (rule 25)."""
+    todo = to_cancel(contract, state, survey)
+    for key in todo:
+        state.update(key, cancelling=True)
+        _owe(state, Decision("cancel", *key), made)
     return bool(todo)
 
 

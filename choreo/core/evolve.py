@@ -14,6 +14,7 @@ from choreo.contract.saga import Saga
 from choreo.core.due import step_due_ms
 from choreo.core.messages import (
     cancel_refused,
+    cancel_step,
     owe,
     paid,
     saga_ended,
@@ -33,6 +34,7 @@ from choreo.messages.headers import JSON
 from choreo.messages.records import (
     CancelRefused,
     CancelRequested,
+    CancelStep,
     Compensate,
     CompensationFailed,
     Execute,
@@ -99,6 +101,8 @@ def saga_started(contract: Saga, state: SagaState, entry: Entry, record: SagaSta
 
 def cancel_requested(_contract: Saga, state: SagaState, entry: Entry, record: CancelRequested) -> Note | None:
     """Turns the saga round, unless the outcome is decided already (rule 14)."""
+    if record.parent is not None and record.parent != state.parent:
+        return "stale"  # the id is taken by a saga of somebody else, and the parent was told so
     if record.request in state.cancels:  # also one that was heard before the outcome: it is not refused afterwards
         return "duplicate"
     state.cancels = (*state.cancels, record.request)[-REQUESTS_KEPT:]
@@ -393,6 +397,7 @@ OF_STEP: dict[type[Record], Callable[[Saga, SagaState, Entry, Any, Key], Note | 
     OperatorActed: operator_acted,
     Execute: execute,
     StepSkipped: step_skipped,
+    CancelStep: cancel_step,
     Compensate: compensate,
     SagaStuck: saga_stuck,
 }

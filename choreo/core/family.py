@@ -23,6 +23,7 @@ from choreo.messages.codec import encode_user_value
 from choreo.messages.family import Parent, UndoRequested
 from choreo.messages.records import (
     AnyRecord,
+    CancelRequested,
     CompensationFailed,
     Failure,
     SagaStarted,
@@ -43,7 +44,7 @@ _UNDONE = ("undone", "skipped", "resolved")
 def said_elsewhere(contract: Saga, state: SagaState, decision: Decision) -> AnyRecord | None:
     """The record for another saga's log that goes before the decision's own message; ``None`` for most."""
     child = contract[decision.step].child if decision.step else None
-    if child is not None and decision.kind in ("execute", "compensate"):
+    if child is not None and decision.kind in ("execute", "cancel", "compensate"):
         return _to_child(contract, state, decision, child)
     if decision.kind == "refuse_start":
         refused = next((foreign for foreign in state.foreign if foreign.start == decision.reference), None)
@@ -77,6 +78,8 @@ def _to_child(contract: Saga, state: SagaState, decision: Decision, child: Child
         due_ms=NO_DUE_MS if forward else state.due_ms,
     )
     about: dict[str, Any] = {"saga": child.saga, "version": child.version, "saga_id": saga_id, "start": start}
+    if decision.kind == "cancel":
+        return CancelRequested(**about, request=RUN, reason="its parent goes back", parent=parent)
     if decision.kind == "compensate":
         return UndoRequested(**about, generation=decision.generation, parent=parent)
     deadlines = [child.deadline_ms, *([step.deadline_ms] if step.deadline_ms is not None and not forward else [])]

@@ -7,6 +7,7 @@ from choreo.core.state import Decision, Entry, Key, Note, SagaState
 from choreo.messages.family import SagaUndone
 from choreo.messages.records import (
     CancelRefused,
+    CancelStep,
     SagaCompensated,
     SagaCompleted,
     SagaStuck,
@@ -20,6 +21,13 @@ def step_skipped(_contract: Saga, state: SagaState, _entry: Entry, _record: Step
     if paid(state, Decision("skip", *key)):
         return None
     return "duplicate" if state.instance(key).skipped else "not_decided"
+
+
+def cancel_step(_contract: Saga, state: SagaState, _entry: Entry, _record: CancelStep, key: Key) -> Note | None:
+    """The message of a decision: the step's outcome answers it."""
+    if paid(state, Decision("cancel", *key)):
+        return None
+    return "duplicate" if state.instance(key).cancelling else "not_decided"
 
 
 def saga_stuck(_contract: Saga, state: SagaState, _entry: Entry, record: SagaStuck, key: Key) -> Note | None:

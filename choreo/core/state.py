@@ -86,6 +86,7 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     kind: Literal[
         "execute",
         "skip",
+        "cancel",
         "settle",
         "compensate",
         "stuck",
@@ -129,6 +130,7 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
         signal_due_ms: due of the wait for its signal, from when all that it builds on stood; 0 if it never waited.
         offer: ``continue`` was answered (``offered``), or a substitute stands in its place (``taken``).
         substitute: the substitute's effect; ``None`` for a step that stands without one.
+        cancelling: ``CancelStep`` is decided.
         skipped: its condition did not hold: it stands without an effect, in its own place (``taken``).
     """
 
@@ -156,6 +158,7 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
     offer: Literal["", "offered", "taken"] = ""
     substitute: bytes | None = None
     skipped: bool = False
+    cancelling: bool = False
 
     @property
     def in_flight(self) -> bool:

@@ -13,6 +13,7 @@ from choreo.messages.records import (
     NO_START,
     CancelRefused,
     CancelRequested,
+    CancelStep,
     Compensate,
     CompensationFailed,
     Execute,
@@ -87,6 +88,7 @@ def examples(saga: Saga) -> dict[type[Record], Record]:
         StepFailed(**{**about, "step": last.name}, failure=rejected, effect="none", run=_RUN, duration_ms=9),
         Execute(**{**about, "step": last.name}, saga_due_ms=due_ms, input=_INPUT, effects={first.name: _EFFECT}),
         StepSkipped(**{**about, "step": last.name}, condition="input.amount > 2000"),
+        CancelStep(**{**about, "step": last.name}, failed=first.name),
         Compensate(
             **command,
             deadline_ms=first.compensation_deadline_ms,

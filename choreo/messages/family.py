@@ -1,7 +1,7 @@
 """What a saga and the saga that is one of its steps say to each other (rule 19).
 
-The parent's saga-log writes ``SagaStarted`` and ``UndoRequested`` into the child's topic. The child's saga-log answers
-in the parent's topic with the records that a service would write about the step.
+The parent's saga-log writes ``SagaStarted``, ``CancelRequested`` and ``UndoRequested`` into the child's topic. The
+child's saga-log answers in the parent's topic with the records that a service would write about the step.
 """
 
 from __future__ import annotations

@@ -89,11 +89,13 @@ class CancelRequested(Record, frozen=True, kw_only=True, omit_defaults=True, tag
         request: drawn once for each call; tells a second cancel from a resend.
         reason: for people.
         requested_by: who, for people.
+        parent: of a saga that is a step, if that wants it; ``None`` if somebody does.
     """
 
     request: RunId
     reason: Text = ""
     requested_by: Text = ""
+    parent: Parent | None = None
 
     @property
     def id(self) -> str:
@@ -237,6 +239,23 @@ class StepSkipped(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag
     @property
     def id(self) -> str:
         return ids.skipped_id(self.instance)
+
+
+class CancelStep(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="cancel_step"):
+    """The saga has turned back for good in this round, and the step need not go on: it is cancelled if it is at work.
+
+    It is answered by the step's outcome, and by nothing if that is in the log. A service that does not know the record
+    lets the step settle.
+
+    Attributes:
+        failed: the step whose failure has turned the saga; absent after a cancel. For people.
+    """
+
+    failed: StepName | None = None
+
+    @property
+    def id(self) -> str:
+        return ids.cancel_id(self.instance)
 
 
 class Compensate(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="compensate"):
@@ -441,6 +460,7 @@ AnyRecord = (
     | StepFailed
     | Execute
     | StepSkipped
+    | CancelStep
     | Compensate
     | StepCompensated
     | CompensationFailed

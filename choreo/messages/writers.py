@@ -15,6 +15,7 @@ from choreo.messages.records import (
     TYPE_BY_TAG,
     CancelRefused,
     CancelRequested,
+    CancelStep,
     Compensate,
     CompensationFailed,
     Execute,
@@ -62,6 +63,7 @@ WRITERS: Mapping[type[Record], Writer] = {
     CompensationFailed: Writer.STEP,
     Execute: Writer.SAGA_LOG,
     StepSkipped: Writer.SAGA_LOG,
+    CancelStep: Writer.SAGA_LOG,
     Compensate: Writer.SAGA_LOG,
     RoundStarted: Writer.SAGA_LOG,
     SagaStuck: Writer.SAGA_LOG,
@@ -93,7 +95,7 @@ def writer_of(tag: str, *, run: str = "", has_parent: bool = False) -> Writer | 
     kind = TYPE_BY_TAG.get(tag)
     if kind is None:
         return None
-    if kind is SagaStarted and has_parent:
+    if kind in (SagaStarted, CancelRequested) and has_parent:
         return Writer.PARENT
     if kind in SAGA_LOG_FAILS and run in _SAGA_LOG_RUNS:
         return Writer.SAGA_LOG

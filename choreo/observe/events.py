@@ -36,7 +36,8 @@ from choreo.messages.records import Failure, Undone
 T = TypeVar("T")
 
 TracedResult = Literal["ok", "rejected", "crashed", "timed_out", "inbox_unavailable", "cancelled"]
-"""How an attempt ended; ``cancelled`` at a stop or when the partition went to another worker."""
+"""How an attempt ended; ``cancelled`` at a stop, when the partition went to another worker, or because the saga has
+turned back: then there is a failure of that kind."""
 
 
 class AttemptEvent(msgspec.Struct, frozen=True, kw_only=True):

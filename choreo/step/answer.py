@@ -18,6 +18,7 @@ from choreo.messages.records import (
     Verdict,
 )
 from choreo.step.attempts import Ended
+from choreo.step.cancelling import StepCancelled
 from choreo.step.failure import crash, failure_of
 from choreo.step.job import CompensationJob, StepJob
 from choreo.step.verdict import Abort, AbortRetries, Continue, NothingToUndo, Reject, Retry
@@ -78,8 +79,10 @@ def answer_of_step(job: StepJob, ended: Ended) -> StepCompleted | StepFailed:
             # The handler has done its work, so there is an effect; what is lost is its description (rule 5).
             return failed(job, crash(error, code="unencodable_effect"), "unknown", ended)
         return completed(job, effect, ended)
-    # Only a Reject says that nothing was done; and it only speaks for its own attempt, and for this worker.
-    is_certain = isinstance(ended.error, Reject) and not ended.in_doubt and job.is_fresh
+    # Only a Reject says that nothing was done, and what was cancelled before it began has done nothing; but both only
+    # speak for their own attempt, and for this worker.
+    did_nothing = isinstance(ended.error, Reject) or (isinstance(ended.error, StepCancelled) and not ended.attempts)
+    is_certain = did_nothing and not ended.in_doubt and job.is_fresh
     return failed(
         job,
         failure_of(ended.error),

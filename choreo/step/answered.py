@@ -16,7 +16,8 @@ from choreo.errors import Undecodable
 from choreo.messages.codec import decode
 from choreo.messages.headers import CE_TYPE, read_route
 from choreo.messages.records import CompensationFailed, StepCompensated, StepCompleted, StepFailed
-from choreo.step.route import ce_type_of
+from choreo.step.cancelling import Cancellations
+from choreo.step.route import CANCEL_STEP, ce_type_of
 
 _ANSWERS = frozenset(CE_TYPE[kind] for kind in (StepCompleted, StepFailed, StepCompensated, CompensationFailed))
 
@@ -86,8 +87,11 @@ async def scan(
     source: bytes,
     own_steps: frozenset[str],
     answered: Answered,
+    cancellations: Cancellations | None = None,
 ) -> Scanned:
     """Find the answers that ``source`` has written for its steps between two offsets. Reads headers only.
+
+    And the rounds that were lost, if somebody wants to know.
 
     Raises:
         BrokerUnavailable: no reader can be had.
@@ -102,7 +106,10 @@ async def scan(
                     break
                 records += 1
                 append_ms_newest = message.timestamp_ms
-                _take(message, source, own_steps, answered)
+                if cancellations is not None and ce_type_of(message.headers) == CANCEL_STEP:
+                    cancellations.see(message)
+                else:
+                    _take(message, source, own_steps, answered)
     finally:
         await reader.close()
     return Scanned(records, append_ms_newest)

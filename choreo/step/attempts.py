@@ -25,6 +25,7 @@ from choreo.contract.policy import Retries
 from choreo.errors import InboxUnavailable
 from choreo.observe.metrics import AttemptResult
 from choreo.step.call import AttemptTimeout, Callee, Lingering, call_async, call_in_thread
+from choreo.step.cancelling import Cancellation, StepCancelled
 from choreo.step.context import BaseContext
 from choreo.step.job import Job
 from choreo.step.lanes import Lane
@@ -84,6 +85,7 @@ class Attempts:
         definite: tuple[type[BaseException], ...] = (Reject, InvalidInput),
         watch: Watch[Any] | None = None,
         inbox: Recorder | None = None,
+        cancellation: Cancellation | None = None,
     ) -> Ended:
         """Call the handler until it returns, gives a definite answer, or has no attempt or time left.
 
@@ -98,6 +100,7 @@ class Attempts:
             definite: exceptions that are never retried.
             watch: is told of each attempt.
             inbox: in whose transactions the attempts are made, if they are.
+            cancellation: ends the run before its time.
         """
         clock, due_at = self._clock, job.due_at
         began = clock.monotonic()
@@ -106,14 +109,20 @@ class Attempts:
         error: BaseException | None = AttemptTimeout("deadline", 0)
         lingering: Lingering | None = None
         while True:
-            await _take_places(lane, inbox)
+            if cancellation is None:
+                await _take_places(lane, inbox)
+            elif not await cancellation.cut(_take_places(lane, inbox)):
+                break
             try:
-                if clock.monotonic() >= due_at:
+                if clock.monotonic() >= due_at or _is_asked(cancellation):
                     break
                 attempt += 1
-                value, error, lingering = await self._attempt(handler, context, job, attempt, timeout_s, watch)
+                value, error, lingering = await self._attempt(
+                    handler, context, job, attempt, timeout_s, watch, cancellation
+                )
             finally:
                 _give_back_places(lane, inbox)
+            error = _as_cancelled(error, cancellation, definite)
             result = _result_of(error, definite)
             counters[result].inc()
             wait_s, told = None, error
@@ -121,21 +130,29 @@ class Attempts:
                 attempt, uncounted = attempt - 1, uncounted + 1
                 wait_s = self._wait_for_inbox_s(inbox, error, uncounted, due_at)
                 error = AttemptTimeout("deadline", 0)  # what it comes to if there is no time for another
-            elif error is not None and not isinstance(error, definite) and attempt <= retries.limit:
+            elif error is not None and not isinstance(error, (*definite, StepCancelled)) and attempt <= retries.limit:
                 wait_s = self._wait_s(handler, error, retries, attempt, due_at)
             if watch is not None:
                 await watch.after(value, told, result, is_last=wait_s is None)
             if wait_s is None:
                 break
             in_doubt = True
-            if lingering is not None:
-                await asyncio.wait((lingering,), timeout=max(0.0, due_at - clock.monotonic()))
-                if not lingering.done():
-                    break
-                lingering = None
-            await lane.rest(clock.sleep(wait_s))
+            rest = self._rest(lane, lingering, wait_s, due_at)
+            if not await (rest if cancellation is None else cancellation.cut(rest)):
+                break
+            lingering = None
+        error = _as_cancelled(error, cancellation, definite)
         duration_ms = round((clock.monotonic() - began) * 1_000)
         return Ended(value, error, attempt, duration_ms, in_doubt, lingering)
+
+    async def _rest(self, lane: Lane, lingering: Lingering | None, wait_s: float, due_at: float) -> bool:
+        """Wait until the next attempt may begin. False if the answer is due before that."""
+        if lingering is not None:
+            await asyncio.wait((lingering,), timeout=max(0.0, due_at - self._clock.monotonic()))
+            if not lingering.done():
+                return False
+        await lane.rest(self._clock.sleep(wait_s))
+        return True
 
     async def _attempt(
         self,
@@ -145,6 +162,7 @@ class Attempts:
         attempt: int,
         timeout_s: float,
         watch: Watch[Any] | None,
+        cancellation: Cancellation | None,
     ) -> tuple[Any, BaseException | None, Lingering | None]:
         try:
             if watch is not None:
@@ -153,6 +171,8 @@ class Attempts:
             left_s = max(0.0, job.due_at - now)
             limit_s, code = (timeout_s, "timeout") if timeout_s <= left_s else (left_s, "deadline")
             made = context(job, attempt, now + limit_s, self._clock)
+            if cancellation is not None:
+                return await self._call_until(cancellation, handler, made, limit_s, code)
             if handler.is_async:
                 value, error = await call_async(handler, made, limit_s, code)
                 return value, error, None
@@ -161,6 +181,19 @@ class Attempts:
             if watch is not None:
                 await watch.after(None, None, "cancelled", is_last=True)
             raise
+
+    async def _call_until(
+        self, cancellation: Cancellation, handler: Run, context: BaseContext[Any], limit_s: float, code: str
+    ) -> tuple[Any, BaseException | None, Lingering | None]:
+        """A call that also ends when the run is cancelled."""
+        cancellation.tell(context)
+        if not handler.is_async:
+            return await call_in_thread(handler, context, self._executor, limit_s, code, cancellation.asked)
+        value, error = await cancellation.cut(call_async(handler, context, limit_s, code)) or (
+            None,
+            cancellation.reason,
+        )
+        return value, error, None
 
     def _wait_for_inbox_s(self, inbox: Recorder | None, error: InboxUnavailable, tries: int, due_at: float) -> float:
         if inbox is not None:
@@ -179,8 +212,21 @@ class Attempts:
         return None if self._clock.monotonic() + wait_s >= due_at else wait_s
 
 
-async def _take_places(lane: Lane, inbox: Recorder | None) -> None:
-    """A place for a running handler, and one for its transaction."""
+def _is_asked(cancellation: Cancellation | None) -> bool:
+    return cancellation is not None and cancellation.is_asked
+
+
+def _as_cancelled(
+    error: BaseException | None, cancellation: Cancellation | None, definite: tuple[type[BaseException], ...]
+) -> BaseException | None:
+    """Whatever a run ends with when it is cancelled, it is that, unless it has ended by itself or by decision."""
+    if error is None or cancellation is None or isinstance(error, definite):
+        return error
+    return cancellation.reason or error
+
+
+async def _take_places(lane: Lane, inbox: Recorder | None) -> bool:
+    """A place for a running handler, and one for its transaction. True when they are taken."""
     if not lane.slots.try_take():
         await lane.rest(lane.slots.take())
     if inbox is not None and not inbox.slots.try_take():
@@ -189,6 +235,7 @@ async def _take_places(lane: Lane, inbox: Recorder | None) -> None:
         except BaseException:
             lane.slots.give_back()
             raise
+    return True
 
 
 def _give_back_places(lane: Lane, inbox: Recorder | None) -> None:
@@ -204,4 +251,6 @@ def _result_of(error: BaseException | None, definite: tuple[type[BaseException],
         return "timed_out"
     if isinstance(error, InboxUnavailable):
         return "inbox_unavailable"
+    if isinstance(error, StepCancelled):
+        return "cancelled"
     return "rejected" if isinstance(error, definite) else "crashed"

@@ -71,9 +71,14 @@ async def call(
 
 
 async def call_in_thread(
-    callee: Callee[S_contra], subject: S_contra, executor: Executor, limit_s: float, code: str
+    callee: Callee[S_contra],
+    subject: S_contra,
+    executor: Executor,
+    limit_s: float,
+    code: str,
+    until: asyncio.Future[None] | None = None,
 ) -> tuple[Any, BaseException | None, Lingering | None]:
-    """``call`` for a sync function."""
+    """``call`` for a sync function. When ``until`` is done, it is given up as past its bound."""
     try:
         positional, keywords = callee.arguments(subject)
     except UnfitInput as unfit:
@@ -90,11 +95,14 @@ async def call_in_thread(
     submitted = executor.submit(in_thread)
     future = asyncio.wrap_future(submitted)
     try:
-        done, _ = await asyncio.wait((future,), timeout=limit_s)
+        if until is None:
+            await asyncio.wait((future,), timeout=limit_s)
+        else:
+            await asyncio.wait((future, until), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:
         submitted.cancel()  # what still waits for a thread must not begin when nobody listens any more
         raise
-    if done:
+    if future.done():
         value, error = future.result()
         return value, error, None
     never_began = submitted.cancel()

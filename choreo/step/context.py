@@ -74,6 +74,10 @@ class BaseContext(Generic[J]):
         self._input: Any = msgspec.UNSET
         self.attempt = attempt
 
+    def end_now(self) -> None:
+        """No time is left from here on. Called by the worker where it gives the attempt up."""
+        self._ends_at = min(self._ends_at, self._clock.monotonic())
+
     @property
     def saga(self) -> str:
         """The contract's name."""

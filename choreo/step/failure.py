@@ -7,6 +7,7 @@ from typing import Any
 
 from choreo.messages.records import Failure, FailureKind
 from choreo.step.call import AttemptTimeout
+from choreo.step.cancelling import StepCancelled
 from choreo.step.verdict import InvalidInput, Reject
 
 TEXT_CHARS_MAX = 4_096
@@ -21,6 +22,8 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(kind="rejected", code="invalid_input", message=text(error))
     if isinstance(error, AttemptTimeout):
         return Failure(kind="timed_out", code=error.code, message=text(error))
+    if isinstance(error, StepCancelled):
+        return Failure(kind="cancelled", code=error.code, message=text(error))
     return crash(error)
 
 

@@ -13,7 +13,7 @@ from choreo.step.options import Options
 from choreo.step.pauses import Pauses
 from choreo.step.perform import Performer
 from choreo.step.place import Place
-from choreo.step.route import PAUSING, Delivery, Routes
+from choreo.step.route import CANCELLING, PAUSING, Delivery, Routes
 
 
 class Partition:
@@ -57,6 +57,9 @@ class Partition:
             steps = self._routes.match(message)
             if steps is PAUSING:
                 self._pauses.see(message)
+                continue
+            if steps is CANCELLING:
+                self._place.cancellations.see(message)
                 continue
             if not steps or self._pauses.hold(message) or tracker.is_finished(message.offset):
                 continue

@@ -29,6 +29,7 @@ from choreo.observe.metrics import Metrics, StepResult, exemplar_of
 from choreo.step import answer
 from choreo.step.answered import Answer, Instance
 from choreo.step.attempts import Attempts, Ended, Run
+from choreo.step.cancelling import Cancellation, Lost, StepCancelled
 from choreo.step.compensate import Compensator
 from choreo.step.compensation_error import ErrorHandlers
 from choreo.step.context import Context
@@ -170,10 +171,11 @@ class Performer:
             counts.events["skipped_duplicate"].inc()
             return
         counts.delay.observe(max(0.0, (self._clock.now_ms() - message.timestamp_ms) / 1_000))
-        if self._inbox is None:
-            done = await self._run(job, hosted, message, lane)
+        if step.name in hosted.saga.cancellable:
+            with place.cancellations.watch(Lost(message.key, record.start, instance.round)) as cancellation:
+                done = await self._run(job, hosted, message, lane, cancellation)
         else:
-            done = await self._run_and_record(self._inbox, job, hosted, message, lane)
+            done = await self._run(job, hosted, message, lane)
         outcome = await self._publish_outcome(done.job, done.outcome, place)
         place.answered.settle(instance)
         result: StepResult = "completed" if isinstance(outcome, StepCompleted) else "failed"
@@ -187,22 +189,36 @@ class Performer:
         if done.ended is not None and done.ended.lingering is not None:
             await wait_for_thread(done.ended.lingering, job)
 
-    async def _run(self, job: StepJob, hosted: Hosted, message: Message, lane: Lane) -> _Done:
-        """Run the handler."""
-        job, ended = await self._attempt(hosted.handler, job, hosted, message, lane)
+    async def _run(
+        self,
+        job: StepJob,
+        hosted: Hosted,
+        message: Message,
+        lane: Lane,
+        cancellation: Cancellation | None = None,
+    ) -> _Done:
+        """Run the handler; where there is an inbox, unless its outcome is recorded, and record it."""
+        if self._inbox is not None:
+            return await self._run_and_record(self._inbox, job, hosted, message, lane, cancellation)
+        job, ended = await self._attempt(hosted.handler, job, hosted, message, lane, cancellation)
         return _Done(answer.answer_of_step(job, ended), job, ended)
 
     async def _run_and_record(
-        self, inbox: Recorder, job: StepJob, hosted: Hosted, message: Message, lane: Lane
+        self,
+        inbox: Recorder,
+        job: StepJob,
+        hosted: Hosted,
+        message: Message,
+        lane: Lane,
+        cancellation: Cancellation | None,
     ) -> _Done:
-        """Run the handler unless its outcome is recorded, and record it."""
-        if not hosted.handler.resources:
-            return await self._run_outside(inbox, job, hosted, message, lane)
+        if not hosted.handler.resources or (cancellation is not None and cancellation.is_asked):
+            return await self._run_outside(inbox, job, hosted, message, lane, cancellation)
         # The transaction looks by itself. Only tracers would be told of an attempt that does nothing.
         if self._tracers.are_there and not job.is_fresh and (standing := await inbox.find(job, lane)) is not None:
             return _Done(standing, job, None)
         transaction = TransactionalStep(inbox, hosted.handler, job)
-        traced, ended = await self._attempt(transaction, job, hosted, message, lane)
+        traced, ended = await self._attempt(transaction, job, hosted, message, lane, cancellation)
         if transaction.recorded is not None:
             return _Done(transaction.recorded, traced, None if transaction.was_recorded else ended)
         outcome = transaction.refused
@@ -210,17 +226,27 @@ class Performer:
             if transaction.is_vouched:  # what was rolled back has left nothing, in this run and in those before
                 job, ended = msgspec.structs.replace(job, is_fresh=True), ended._replace(in_doubt=False)
             outcome = answer.answer_of_step(job, ended)
+            if transaction.is_vouched and isinstance(ended.error, StepCancelled):
+                outcome = msgspec.structs.replace(outcome, effect="none")
         elif transaction.is_vouched:
             outcome = msgspec.structs.replace(outcome, effect="none")
         standing = await inbox.conclude(subject_of(job), outcome, job.content_type, is_inside=True)
         return _Done(standing, traced, ended)
 
-    async def _run_outside(self, inbox: Recorder, job: StepJob, hosted: Hosted, message: Message, lane: Lane) -> _Done:
+    async def _run_outside(
+        self,
+        inbox: Recorder,
+        job: StepJob,
+        hosted: Hosted,
+        message: Message,
+        lane: Lane,
+        cancellation: Cancellation | None,
+    ) -> _Done:
         """The same for a handler that does not ask for the database: that it has begun is recorded beforehand."""
         claim = await inbox.claim(job, lane)
         if claim.outcome is not None:
             return _Done(claim.outcome, job, None)
-        traced, ended = await self._attempt(hosted.handler, job, hosted, message, lane)
+        traced, ended = await self._attempt(hosted.handler, job, hosted, message, lane, cancellation)
         outcome = answer.answer_of_step(msgspec.structs.replace(job, is_fresh=claim.is_first), ended)
         try:
             encode(outcome, content_type=job.content_type)
@@ -230,7 +256,13 @@ class Performer:
         return _Done(standing, traced, ended)
 
     async def _attempt(
-        self, handler: Run, job: StepJob, hosted: Hosted, message: Message, lane: Lane
+        self,
+        handler: Run,
+        job: StepJob,
+        hosted: Hosted,
+        message: Message,
+        lane: Lane,
+        cancellation: Cancellation | None,
     ) -> tuple[StepJob, Ended]:
         """All attempts of a run; and the job with the trace context that goes on with its answer."""
         counts = self._counts[job.saga.name, job.step.name]
@@ -247,6 +279,7 @@ class Performer:
                 counters=counts.attempts,
                 watch=watch,
                 inbox=self._inbox if isinstance(handler, TransactionalStep) else None,
+                cancellation=cancellation,
             )
         finally:
             counts.running -= 1

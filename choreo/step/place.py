@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from choreo.step.answered import Answered
+from choreo.step.cancelling import Cancellations
 
 
 class BrokerTime:
@@ -37,12 +38,16 @@ class Place:
         end_at_assignment: records below were in the log when the partition became ours, so others may have run them.
         answered: what this service has answered.
         time: of the broker.
+        cancellations: of runs whose saga has turned back.
     """
 
-    __slots__ = ("answered", "end_at_assignment", "saga", "time")
+    __slots__ = ("answered", "cancellations", "end_at_assignment", "saga", "time")
 
-    def __init__(self, saga: str, end_at_assignment: int, answered: Answered, time: BrokerTime) -> None:
+    def __init__(
+        self, saga: str, end_at_assignment: int, answered: Answered, time: BrokerTime, cancellations: Cancellations
+    ) -> None:
         self.saga = saga
         self.end_at_assignment = end_at_assignment
         self.answered = answered
         self.time = time
+        self.cancellations = cancellations

@@ -16,6 +16,7 @@ from choreo.broker.port import Headers, Message
 from choreo.broker.topics import saga_topic
 from choreo.messages.headers import CE_TYPE, VERSION
 from choreo.messages.records import (
+    CancelStep,
     Compensate,
     Execute,
     SagaCompensated,
@@ -32,6 +33,7 @@ from choreo.step.service import Hosted
 _STARTED, _COMPLETED = CE_TYPE[SagaStarted], CE_TYPE[StepCompleted]
 _CONCERNING = frozenset((_STARTED, _COMPLETED, CE_TYPE[Execute], CE_TYPE[Compensate]))
 _PAUSES = frozenset(CE_TYPE[kind] for kind in (SagaPaused, SagaResumed, TypePaused, TypeResumed))
+CANCEL_STEP = CE_TYPE[CancelStep]
 _OUTCOMES = frozenset((CE_TYPE[SagaCompleted], CE_TYPE[SagaCompensated]))
 
 UNHELD = "?"
@@ -87,12 +89,22 @@ class Routes:
         self._routes = {
             saga_topic(saga): _routes_of(steps, on_outcome.get(saga, ())) for saga, steps in by_saga.items()
         }
+        self._cancelled = frozenset(
+            saga_topic(saga)
+            for saga, steps in by_saga.items()
+            if any(each.step.name in each.saga.cancellable for each in steps)
+        )
         self._concerning = _CONCERNING | _PAUSES | (_OUTCOMES if on_outcome else frozenset())
+        self._concerning |= {CANCEL_STEP} if self._cancelled else frozenset()
         self.topics = tuple(sorted(self._routes))
 
     def own_steps(self, topic: str) -> frozenset[str]:
         """The steps of the topic's saga that the service runs, in whatever version."""
         return frozenset(step for steps in self._routes[topic].own.values() for step in steps)
+
+    def may_be_cancelled(self, topic: str) -> bool:
+        """Whether some of these steps may be cancelled in their middle, in whatever version."""
+        return topic in self._cancelled
 
     def match(self, message: Message) -> tuple[str, ...]:
         """The steps of the service that the record concerns; mostly none."""
@@ -108,8 +120,8 @@ class Routes:
             elif name == VERSION and version is None:
                 version = value
         routes = self._routes[message.topic]
-        if ce_type in _PAUSES:
-            return PAUSING
+        if ce_type in _OF_PARTITION:
+            return _OF_PARTITION[ce_type]
         if ce_type is None or ce_type in _OUTCOMES:
             return routes.on_outcome if ce_type is not None else ()
         if version is not None and routes.own:
@@ -124,6 +136,11 @@ _UNHELD_ONLY = (UNHELD,)
 
 PAUSING = ("",)
 """What ``match`` gives for the records that begin and end pauses: they concern the partition, and no step."""
+
+CANCELLING = ("cancel",)
+"""The same for those that cancel steps: they concern what runs, of whichever step, and not what waits in its lane."""
+
+_OF_PARTITION: Mapping[bytes | None, tuple[str, ...]] = {**dict.fromkeys(_PAUSES, PAUSING), CANCEL_STEP: CANCELLING}
 
 
 def ce_type_of(headers: Headers) -> bytes | None:

@@ -13,6 +13,7 @@ from choreo.clock import Clock
 from choreo.errors import BrokerError, CommitRefused
 from choreo.observe.metrics import Metrics
 from choreo.step.answered import Answered, scan
+from choreo.step.cancelling import Cancellations
 from choreo.step.options import Options
 from choreo.step.partition import Partition
 from choreo.step.perform import Performer
@@ -177,10 +178,13 @@ class Worker:
             committed = Committed(first)
         saga = self._saga_of_topic[tp.topic]
         answered = Answered(self._options.answers_remembered)
+        cancellations = Cancellations(saga, self._options.answers_remembered)
+        is_cancelled = self._routes.may_be_cancelled(tp.topic)
         time = BrokerTime()
         if committed.offset < end:
             # An inbox knows what is answered. Then only the broker's time is looked for, in the last record.
-            start = committed.offset if self._service.inbox is None else max(committed.offset, end - 1)
+            looks_back = self._service.inbox is None or is_cancelled
+            start = committed.offset if looks_back else max(committed.offset, end - 1)
             scanned = await scan(
                 self._broker,
                 tp,
@@ -189,6 +193,7 @@ class Worker:
                 source=self._service.source.encode(),
                 own_steps=self._routes.own_steps(tp.topic) if self._service.inbox is None else frozenset(),
                 answered=answered,
+                cancellations=cancellations if is_cancelled else None,
             )
             self._metrics.records_replayed.labels("scan").inc(scanned.records)
             if scanned.append_ms_newest is not None:
@@ -196,7 +201,7 @@ class Worker:
         consumer.seek(tp, committed.offset)
         return Partition(
             tp,
-            Place(saga, end, answered, time),
+            Place(saga, end, answered, time, cancellations),
             OffsetTracker(committed.offset, committed.metadata),
             self._routes,
             self._performer,

@@ -260,6 +260,34 @@ EACH_PROBLEM = [
         "pivots 'p' and 'q' have no order; let one of them wait for the other",
     ),
     (
+        (Step("a"), Step("b", on_sibling_failure="cancel")),
+        {},
+        (
+            "step 'b': on_sibling_failure is 'cancel', but no step runs beside it; leave it out, or let it and another "
+            "step be 'after' the same one"
+        ),
+    ),
+    (
+        (Step("a", pivot=True), Step("b", after="a", on_sibling_failure="cancel"), Step("c", after="a")),
+        {},
+        "step 'b': on_sibling_failure is 'cancel', but from the pivot on nothing is cancelled; leave it out",
+    ),
+    (
+        (Step("a"), Step("b")),
+        {"on_sibling_failure": "cancel"},
+        "on_sibling_failure is 'cancel', but no two of its steps run side by side; leave it out",
+    ),
+    (
+        (Step("a"), Step("b", after=(), on_sibling_failure="kill")),
+        {},
+        "step 'b': on_sibling_failure is 'kill'; it must be one of settle, cancel",
+    ),
+    (
+        (Step("a"), Step("b", after=())),
+        {"on_sibling_failure": "kill"},
+        "on_sibling_failure is 'kill'; it must be one of settle, cancel",
+    ),
+    (
         (Step("a", forward_retries=3), Step("p", pivot=True)),
         {},
         "step 'a': forward_retries are of a pivot and of steps behind it; use retries",
@@ -436,7 +464,39 @@ def test_kinds_to_recover_from_are_one_contract_however_they_are_written() -> No
 
 def test_what_came_later_is_not_in_the_document_unless_it_is_used() -> None:
     document = to_json(Saga("order", Step("a", compensation="b")))
-    assert not [field for field in (b"recover_from", b"pivot", b"forward_retries") if field in document]
+    later = (b"recover_from", b"pivot", b"forward_retries", b"on_sibling_failure")
+    assert not [field for field in later if field in document]
+
+
+def test_who_is_cancelled_with_a_sibling_is_the_sagas_policy_unless_the_step_has_one() -> None:
+    saga = Saga(
+        "order", Step("a"), Step("b"), Step("c", after="a", on_sibling_failure="settle"), on_sibling_failure="cancel"
+    )
+    assert [step.on_sibling_failure for step in saga.steps] == ["cancel", "cancel", "settle"]
+    assert saga.cancellable == {"a", "b"}
+    assert from_json(to_json(saga)) == saga
+    assert saga.extend(Step("d")).on_sibling_failure == saga.extend(Step("d"))["d"].on_sibling_failure == "cancel"
+    one = Saga("order", Step("a"), Step("b", on_sibling_failure="cancel"), Step("c", after="a"))
+    assert one.cancellable == {"b"}
+    assert from_json(to_json(one)) == one
+    assert (
+        len({each.content_hash for each in (saga, one, Saga("order", Step("a"), Step("b"), Step("c", after="a")))}) == 3
+    )
+
+
+def test_from_the_pivot_on_nobody_is_cancelled() -> None:
+    steps = (Step("a", after=()), Step("b", after=()), Step("p", pivot=True, after=("a", "b")), Step("c"))
+    assert Saga("order", *steps, on_sibling_failure="cancel").cancellable == {"a", "b"}
+
+
+def test_siblings_are_those_without_an_order() -> None:
+    assert TRIP.graph.siblings == {
+        "check": ("welcome",),
+        "book_flight": ("book_hotel", "welcome"),
+        "book_hotel": ("book_flight", "welcome"),
+        "confirm": ("welcome",),
+        "welcome": ("check", "book_flight", "book_hotel", "confirm"),
+    }
 
 
 def test_a_pivot_and_all_behind_it_go_only_forward_and_no_event_alone_triggers_it() -> None:

@@ -65,6 +65,16 @@ def test_a_circuit_breaker_says_after_which_failures() -> None:
     )
 
 
+def test_who_is_cancelled_with_a_sibling_is_said() -> None:
+    saga = Saga(
+        "order", Step("a"), Step("b"), Step("c", after="a"), Step("d", after=("b", "c")), on_sibling_failure="cancel"
+    )
+    said = [
+        line.endswith("cancelled if the saga turns back") for line in text(saga).replace("  (after a)", "").splitlines()
+    ]
+    assert said[-4:] == [False, True, True, False], "only where there is a sibling"
+
+
 def test_a_pivot_is_named_in_the_text_and_a_hexagon_in_mermaid() -> None:
     saga = Saga("order", Step("pay"), Step("ship", pivot=True))
     assert text(saga).endswith("-> ship  <- nothing to undo  pivot, timeout 30s")

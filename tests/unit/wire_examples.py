@@ -12,6 +12,7 @@ from choreo.messages.headers import JSON
 from choreo.messages.records import (
     CancelRefused,
     CancelRequested,
+    CancelStep,
     Compensate,
     CompensationFailed,
     Execute,
@@ -93,6 +94,7 @@ def wire_examples(content_type: str = JSON) -> dict[type[Record], Record]:
         StepFailed(**STEP, failure=FAILURE, effect="none", run="run-2", abort=True, attempts=2, duration_ms=5),
         Execute(**STEP, **context, saga_due_ms=1_760_000_100_000, key_round=1, signals={"approved": effect}),
         StepSkipped(**STEP, condition="input.amount > 2000"),
+        CancelStep(**STEP, failed="ship"),
         Compensate(
             **STEP,
             **context,

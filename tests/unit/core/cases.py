@@ -39,6 +39,7 @@ class Case(NamedTuple):
     scheduled: bool = False
     paused: bool = False
     only: Mapping[str, Only] = MappingProxyType({})
+    cancelled: tuple[str, ...] = ()
 
     @property
     def contract(self) -> Saga:
@@ -50,6 +51,7 @@ class Case(NamedTuple):
             pivots=self.pivots,
             awaiting=self.awaiting,
             only=self.only,
+            cancelled=self.cancelled,
         )
 
     def __str__(self) -> str:
@@ -60,10 +62,12 @@ class Case(NamedTuple):
             parts.append(f"compensate_on_failure={self.policy}")
         if self.recover_from != ("crashed", "timed_out"):
             parts.append(f"recover_from={self.recover_from and ','.join(self.recover_from)}")
-        if self.pivots:
-            parts.append(f"pivot: {', '.join(self.pivots)}")
-        if self.awaiting:
-            parts.append(f"waits for a signal: {', '.join(self.awaiting)}")
+        for what, steps in (
+            ("pivot", self.pivots),
+            ("waits for a signal", self.awaiting),
+            ("cancelled with a sibling", self.cancelled),
+        ):
+            parts += [f"{what}: {', '.join(steps)}"] if steps else []
         if self.scheduled:
             parts.append("scheduled")
         if self.paused:
@@ -158,6 +162,18 @@ CASES = (
     Case("a-[b,c-e]-d", Budget(pause=1, failure=1, continues=1)),
     Case("a-[b,c-e]-d", Budget(pause=1, failure=1, continues=1), FORGETFUL),
     Case("a-[b,c]-d", Budget(pause=1, crash=1, failure=1), NO_INBOX),
+    Case("a-[b,c]-d", Budget(failure=1, timeout=1, cancel=1), cancelled=("b", "c")),
+    Case("a-[b,c]-d", Budget(crash=1, failure=1), cancelled=("b", "c"), recover_from=None),
+    Case("a-[b,c]-d", Budget(failure=2, retry=1, continues=2), cancelled=("b", "c")),
+    Case("a-[b,c]-d", Budget(failure=1, undo_failure=1, act=1), cancelled=("c",), policy="always", recover_from=()),
+    Case("a-[b,c]-d", Budget(failure=1, takeover=1), cancelled=("b", "c"), recover_from=None),
+    Case("a-[b,c]-d", Budget(failure=1, retry=1, signal=1), cancelled=("b", "c"), awaiting=("c",)),
+    Case("a-[b,c]-d", Budget(crash=1, failure=1), NO_INBOX, cancelled=("b", "c"), recover_from=None),
+    Case("a-[b,c]-d", Budget(failure=2, cancel=1), cancelled=("b", "c"), pivots=("d",), bare=("d",)),
+    Case("a-[b,c-e]-d", Budget(failure=1, settle=1), cancelled=("b", "c", "e"), recover_from=None),
+    Case("a-[b,c-e]-d", Budget(failure=1, retry=1), cancelled=("b", "e"), recover_from=None),
+    Case("a-[b,c-e]-d", Budget(failure=1, pause=1), cancelled=("c", "e"), recover_from=None),
+    Case("a-[b,c-e]-d", Budget(failure=1, pause=1, cancel=1), FORGETFUL, cancelled=("c", "e"), recover_from=None),
 )
 
 LARGE = (
@@ -197,4 +213,7 @@ LARGE = (
     Case("a-b-c", Budget(crash=1, failure=1, cancel=1, retry=1, signal=1), awaiting=("a", "c")),
     Case("a-[b,c]-d", Budget(crash=1, failure=1, timeout=1, cancel=1), awaiting=("b", "d")),
     Case("a-b-c", Budget(failure=1, cancel=1, takeover=1, second_start=1), scheduled=True),
+    Case("a-[b,c]-d", Budget(crash=1, failure=2, retry=1), cancelled=("b", "c"), recover_from=None),
+    Case("a-[b,c-e]-d", Budget(crash=1, failure=1, cancel=1), cancelled=("b", "c", "e"), recover_from=None),
+    Case("a-[b,c-e]-d", Budget(crash=1, failure=1), NO_INBOX, cancelled=("b", "c", "e"), recover_from=None),
 )

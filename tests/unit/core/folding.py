@@ -96,10 +96,12 @@ def contract_of(
     pivots: Iterable[str] = (),
     awaiting: Iterable[str] = (),
     only: Mapping[str, Only] = MappingProxyType({}),
+    cancelled: Iterable[str] = (),
 ) -> Saga:
     """A saga with these steps.
 
-    Those in ``bare`` have no compensation, those ``awaiting`` wait for ``SIGNAL``, those in ``only`` have a condition.
+    Those in ``bare`` have no compensation, those ``awaiting`` wait for ``SIGNAL``, those in ``only`` have a condition,
+    those ``cancelled`` are so when a sibling fails.
     """
     ancestors = Graph(graph).ancestors
     reach = {name: {name, *ancestors[name]} for name in graph}
@@ -118,6 +120,7 @@ def contract_of(
                 await_signal=SIGNAL if name in awaiting else None,
                 signal_timeout="1h" if name in awaiting else None,
                 when=only[name].condition if name in only else None,
+                on_sibling_failure="cancel" if name in cancelled else None,
             )
             for name, needs in graph.items()
         ),
@@ -216,10 +219,19 @@ def normal(state: SagaState) -> SagaState:
             )
             for key, instance in sorted(state.instances.items())
         },
-        failures=state.failures[:1] + tuple(sorted(state.failures[1:], key=lambda failure: failure[:2])),
+        failures=_in_order(state),
         undone=(),
         outcome=None if state.outcome is None else msgspec.structs.replace(state.outcome, compensations=()),
     )
+
+
+def _in_order(state: SagaState) -> tuple[tuple[str, int, Failure], ...]:
+    """The failures by round and step, in each round the one first that the saga goes back for."""
+    first: dict[int, str] = {}
+    for step, saga_round, _ in state.failures:
+        if state.instance((step, saga_round)).offer != "taken":
+            first.setdefault(saga_round, step)
+    return tuple(sorted(state.failures, key=lambda one: (one[1], first.get(one[1]) != one[0], one[0])))
 
 
 def view_of(state: SagaState) -> View:
@@ -261,6 +273,7 @@ def wrongs(
         yield "H1 the outcome changed"
     yield from wrong_substitutes(contract, after)
     yield from wrong_past_the_pivot(before, after, owed)
+    yield from wrong_cancels(contract, after, owed)
     if after.round > before.round and any(i.awaits_answer or i.stuck for i in after.instances.values()):
         yield "R1 a round starts before every compensation is answered"
     commanded = [(one.step, one.round) for one in owed if one.kind == "compensate"]
@@ -309,6 +322,33 @@ def wrong_choices(
         stands = after.standing.get(step) is not None and after.outcome is None and not after.failing
         if stands and after.instances[step, after.standing[step]].skipped and condition.holds(contract, after):
             yield f"Z3 {key} is still skipped, although its condition holds now"
+
+
+def wrong_cancels(contract: Saga, state: SagaState, owed: tuple[Decision, ...]) -> Iterable[str]:
+    """A sibling is cancelled where the saga has turned back for good in this round, then at once, and nowhere else."""
+    for one in owed:
+        if one.kind == "cancel" and contract[one.step].on_sibling_failure != "cancel":
+            yield f"X1 {one.step!r} is cancelled, and nobody wanted that"
+        if one.kind == "cancel" and (state.only_forward or not state.failing):
+            yield f"X2 {one.step!r} is cancelled on the way forward"
+    if not state.failing and state.outcome is None:
+        for key, instance in state.instances.items():
+            if instance.cancelling and key[1] == state.round:
+                yield f"X3 the saga goes on in the round in which {key} was cancelled"
+    if state.outcome is not None and state.outcome.failure is not None and state.outcome.failure.kind == "cancelled":
+        yield "X4 what was cancelled is told to be what failed"
+    yield from left_to_settle(contract, state)
+
+
+def left_to_settle(contract: Saga, state: SagaState) -> Iterable[str]:
+    in_doubt = any(
+        instance.first not in (None, "completed") and instance.may_stand for instance in state.instances.values()
+    )
+    if state.failing and not in_doubt and not state.only_forward and not state.is_paused and state.outcome is None:
+        for key, instance in state.instances.items():
+            is_asked = contract[key[0]].on_sibling_failure == "cancel" and key[1] == state.round
+            if instance.in_flight and is_asked and not instance.cancelling:
+                yield f"X5 {key} is left to settle"
 
 
 def decided_in_a_pause(before: SagaState, after: SagaState, owed: tuple[Decision, ...]) -> Iterable[str]:
@@ -411,7 +451,8 @@ def record_for(contract: Saga, state: SagaState, event: Event) -> tuple[AnyRecor
             )
             return record, DUE_MS + 1 if late else NOW_MS
         case "failed", (known, run):
-            return StepFailed(**common, failure=FAILURES[known], effect=known, run=f"run-{run}"), NOW_MS
+            effect = "unknown" if known.endswith("unknown") else "none"
+            return StepFailed(**common, failure=FAILURES[known], effect=effect, run=f"run-{run}"), NOW_MS
         case "timed_out", ():
             return StepFailed(**common, failure=TIMED_OUT), DUE_MS + GRACE_MS + 1
         case "settle_limit", ():
@@ -452,4 +493,10 @@ CRASHED = Failure(kind="crashed", message="crashed")
 TIMED_OUT = Failure(kind="timed_out", code="deadline")
 SETTLE_LIMIT = Failure(kind="timed_out", code="settle")
 NO_SIGNAL = Failure(kind="timed_out", code="signal")
-FAILURES = {"none": Failure(kind="rejected", code="no"), "unknown": CRASHED}
+SIBLING_FAILED = Failure(kind="cancelled", code="sibling_failed")
+FAILURES = {
+    "none": Failure(kind="rejected", code="no"),
+    "unknown": CRASHED,
+    "cancelled-none": SIBLING_FAILED,
+    "cancelled-unknown": SIBLING_FAILED,
+}

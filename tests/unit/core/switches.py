@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from choreo.contract.saga import StepSpec
-from choreo.core import commands, condition, decide, evolve, pausing
+from choreo.core import commands, condition, decide, evolve, pausing, siblings
 from choreo.core.order import context_of
-from choreo.core.state import Decision, Note, SagaState
+from choreo.core.state import Decision, Key, Note, SagaState
 from choreo.core.survey import Survey
 from choreo.messages.records import (
     CancelRequested,
@@ -30,6 +30,7 @@ from tests.unit.core.cases import NO_INBOX, Case
 from tests.unit.core.folding import Only
 from tests.unit.core.world import Budget, Habits
 
+TO_CANCEL = siblings.to_cancel
 GO_ON = pausing._go_on
 fold_module = import_module("choreo.core.fold")  # the package has a function of this name
 
@@ -188,6 +189,11 @@ def ask_nobody(state: SagaState, at_ms: int, due_ms: int) -> None:
     for key, instance in list(state.instances.items()):
         if instance.settling and instance.first is None:
             state.update(key, settling=False)
+
+
+def cancel_once(contract: Any, state: SagaState, survey: Survey) -> list[Key]:
+    found = TO_CANCEL(contract, state, survey)
+    return [] if any(instance.cancelling for instance in state.instances.values()) else found
 
 
 def one_chain(state: SagaState, start: str, wire_round: int) -> int | None:
@@ -449,6 +455,33 @@ SWITCHES = (
         replaced(evolve, "take_up", lambda *_: None),
         Case("a-b-c", Budget(pause=1), Habits(pause=False)),
         kind="D1",
+    ),
+    Switch(
+        25,
+        "a sibling is cancelled although a substitute may still mend the round",
+        replaced(siblings, "_may_be_mended", lambda *_: False),
+        Case("a-[b,c]-d", Budget(failure=1, continues=1), cancelled=("b", "c")),
+        kind="X3",
+    ),
+    Switch(
+        25,
+        "what is triggered behind the failure is left to settle",
+        replaced(decide, "to_cancel", cancel_once),
+        Case("a-[b,c-e]-d", Budget(failure=1), cancelled=("b", "c", "e"), recover_from=None),
+        kind="X5",
+    ),
+    Switch(
+        25,
+        "what was cancelled in its middle has certainly had no effect",
+        nullcontext,
+        Case(
+            "a-[b,c]-d",
+            Budget(failure=1),
+            NO_INBOX._replace(interrupted=False),
+            cancelled=("b", "c"),
+            recover_from=None,
+        ),
+        kind="H2",
     ),
     Switch(
         24,

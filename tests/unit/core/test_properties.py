@@ -18,6 +18,7 @@ from choreo.messages.records import (
     AnyRecord,
     CancelRefused,
     CancelRequested,
+    CancelStep,
     Compensate,
     CompensationFailed,
     Execute,
@@ -301,6 +302,7 @@ RECORDS: st.SearchStrategy[AnyRecord] = st.one_of(
     ),
     st.builds(Execute, **OF_STEP, saga_due_ms=TIMES, input=VALUES, effects=EFFECTS),
     st.builds(StepSkipped, **OF_STEP),
+    st.builds(CancelStep, **OF_STEP, failed=st.none()),
     st.builds(Compensate, **OF_STEP, generation=GENERATIONS, deadline_ms=TIMES, input=VALUES, effects=EFFECTS),
     st.builds(
         StepCompensated,

@@ -73,6 +73,8 @@ class Habits(NamedTuple):
     """A trigger behind a pause is dropped."""
     schedule: bool = True
     """A scheduled start triggers nothing."""
+    interrupted: bool = True
+    """What was cancelled in its middle may have had an effect (rule 25)."""
 
 
 class Item(NamedTuple):
@@ -86,16 +88,22 @@ class Item(NamedTuple):
 
 
 class Lane(NamedTuple):
-    """A worker and the records of its step. ``result`` is what it has done and not yet published."""
+    """A worker and the records of its step. ``result`` is what it has done and not yet published.
+
+    Of the rounds in ``cancelled`` it has read that its step need not go on; that may be behind what it does now.
+    """
 
     items: tuple[Item, ...] = ()
     at: int = 0
     result: Event | None = None
     answered: tuple[int, ...] = ()
+    cancelled: tuple[int, ...] = ()
 
 
 class Cell(NamedTuple):
     """What a service knows of one step instance: ``effect`` is standing, undone, never, rejected, or unknown.
+
+    Or how it was cancelled, as the inbox has it: before it did anything, or in the middle.
 
     What an operator has taken ``by_hand`` is out of the protocol's hands: if the service runs it later all the same,
     its effect is undone, but in no order with what the operator did.
@@ -236,8 +244,16 @@ class Draft:
             case ("decided", "compensate", step, saga_round, generation, _):
                 own = self.world.folding.states[self.saga].instances[step, saga_round].own
                 self._push(step, Item(saga_round, generation, own))
+            case ("decided", "cancel", _, saga_round, *_):
+                self._cancel(saga_round)
             case ("decided", "settle", step, saga_round, generation, _):
                 self._push(step, Item(saga_round, generation, settle=True))
+
+    def _cancel(self, saga_round: int) -> None:
+        """Whoever reads of it knows that the round is lost, also for what is only triggered later."""
+        for n, step in enumerate(self.world.steps):
+            if step in self.world.contract.cancellable and saga_round not in self.lanes[n].cancelled:
+                self.lanes[n] = self.lanes[n]._replace(cancelled=(*self.lanes[n].cancelled, saga_round))
 
     def _mark_answered(self, event: Event) -> None:
         if event[0] not in ("completed", "failed", "undone"):
@@ -497,7 +513,7 @@ class World:
                 def crash(draft: Draft, back: int = back) -> None:
                     draft.pay(CRASH)
                     answered = {item.round for item in lane.items[back:] if item.answered and not item.generation}
-                    draft.lanes[n] = Lane(lane.items, back, None, tuple(sorted(answered)))
+                    draft.lanes[n] = Lane(lane.items, back, None, tuple(sorted(answered)), lane.cancelled)
 
                 yield (step, "crashes with", lane.result, "unpublished, back by", lane.at - back), crash
 
@@ -593,6 +609,8 @@ class World:
         key = (step, saga_round)
         cell = dict(now.cells).get(key, NO_CELL)
         outcomes = self._with_inbox(now, cell) if self.habits.inbox else self._without_inbox(now, cell)
+        if saga_round in now.lanes[self.number[step]].cancelled:
+            outcomes += self._cancelled(cell)
         run = cell.run + (0 if self.habits.inbox and cell.effect else 1)
         for ended, effect, cost in outcomes:
 
@@ -604,6 +622,19 @@ class World:
 
             yield (step, "runs in round", saga_round, ended), ("ran", saga_round, ended, run), change
 
+    def _cancelled(self, cell: Cell) -> list[tuple[str, str, int]]:
+        """What else a run comes to that is cancelled: before it has begun, or in the middle, with an effect or without.
+
+        It may have ended all the same, or its worker, restarted, knows nothing of the command yet.
+        """
+        if self.habits.inbox:
+            kinds = [("cancelled-none", "cancelled", 0), ("cancelled-unknown", "interrupted", 0)]
+            return [] if cell.effect else kinds
+        doubted = cell.tried or cell.effect
+        never_ran = "cancelled-unknown" if doubted and self.habits.doubt else "cancelled-none"
+        interrupted = "cancelled-unknown" if self.habits.interrupted else "cancelled-none"
+        return [(never_ran, cell.effect, 0), (interrupted, cell.effect or "standing", 0)]
+
     def _with_inbox(self, now: Situation, cell: Cell) -> list[tuple[str, str, int]]:
         recorded = {
             "standing": "completed",
@@ -611,6 +642,8 @@ class World:
             "never": "none",
             "rejected": "none",
             "unknown": "unknown",
+            "cancelled": "cancelled-none",
+            "interrupted": "cancelled-unknown",
         }
         if cell.effect:
             return [(recorded[cell.effect], cell.effect, 0)]
@@ -663,7 +696,7 @@ class World:
                 if cell.effect == "standing" and undoes:
                     draft.cells[key] = cell._replace(effect="undone")
                     self._check_order(draft, key)
-                elif self.habits.inbox and cell.effect in ("", "unknown"):
+                elif self.habits.inbox and cell.effect in ("", "unknown", "interrupted"):
                     draft.cells[key] = cell._replace(effect="never")
 
             label = (step, "compensates round", item.round, "generation", item.generation, ending, undoes)

@@ -13,7 +13,6 @@ A JSON line a result, on standard output and in a file; tables and plots from th
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import os
 import platform
@@ -27,6 +26,7 @@ from pathlib import Path
 from benchmarks.over_kafka import measure_over_kafka
 from benchmarks.render import DOCS, render
 from benchmarks.report import Report
+from choreo.cli.process import run_async
 
 PARTS = ("kafka", "one-process", "growth")
 RESULTS = Path(".choreo") / "bench"
@@ -35,6 +35,7 @@ FINISHED = (2_000, 10_000, 100_000, 1_000_000)
 UNFINISHED = (10_000, 100_000, 1_000_000)
 PARTITIONS = (1, 2, 4, 8, 12)
 REPLAYED = 20_000
+SERVED, QUICK_SERVED = 4_000, 800
 QUICK_FINISHED, QUICK_UNFINISHED, QUICK_PARTITIONS, QUICK_REPLAYED = (2_000, 20_000), (10_000,), (4,), 4_000
 
 
@@ -66,6 +67,8 @@ def main() -> int:
                 with report.section(f"growth: {' '.join(command)}"):
                     what, *numbers = command
                     run_beside("benchmarks.growth", what, report.path, work, *numbers)
+            with report.section("a service by itself"):
+                run_beside("benchmarks.service", report.path, QUICK_SERVED if options.quick else SERVED)
         if "one-process" in parts:
             with report.section("embedded"):
                 embedded = f"sqlite:///{work}/embedded.db"
@@ -79,7 +82,7 @@ def main() -> int:
 
                     kafka = stack.enter_context(LocalKafka())
                     url, pid = kafka.url, kafka.pid or 0
-                asyncio.run(measure_over_kafka(report, url, pid, seconds, work))
+                run_async(lambda: measure_over_kafka(report, url, pid, seconds, work))
                 if not options.quick:
                     run_beside("benchmarks.one_process", url, work, report.path, seconds, "full")
     print(render(report.path, DOCS if options.docs else options.out), file=sys.stderr)

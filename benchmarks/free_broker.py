@@ -16,10 +16,12 @@ from choreo.broker.port import (
     AssignmentListener,
     Committed,
     Consumer,
+    GroupInfo,
     Headers,
     Message,
     Producer,
     Reader,
+    TopicInfo,
     TopicPartition,
     TopicSpec,
 )
@@ -71,6 +73,12 @@ class FreeBroker:
             return dict.fromkeys(tps, (0, 0))
         return await self._inner.offsets(tps)
 
+    async def topic_info(self, topic: str) -> TopicInfo:
+        return await self._inner.topic_info(topic)
+
+    async def group_info(self, group: str) -> GroupInfo:
+        return await self._inner.group_info(group)
+
     async def producer(self) -> Producer:
         return _Producer(self, await self._inner.producer())
 
@@ -78,8 +86,7 @@ class FreeBroker:
         self, group: str, topics: Collection[str], *, on_assigned: AssignmentListener, on_revoked: AssignmentListener
     ) -> Consumer:
         del group, topics, on_revoked
-        await on_assigned(self._tps)
-        return _Consumer(self, frozenset(self._tps))
+        return _Consumer(self, frozenset(self._tps), on_assigned)
 
     async def reader(self) -> Reader:
         return await self._inner.reader()
@@ -105,12 +112,16 @@ class _Producer:
 
 
 class _Consumer:
-    def __init__(self, broker: FreeBroker, tps: frozenset[TopicPartition]) -> None:
+    def __init__(self, broker: FreeBroker, tps: frozenset[TopicPartition], on_assigned: AssignmentListener) -> None:
         self._broker = broker
         self._tps = tps
+        self._on_assigned: AssignmentListener | None = on_assigned
 
     async def poll(self, *, timeout_s: float, records_max: int = 500) -> Sequence[Message]:
         del records_max
+        if self._on_assigned is not None:
+            on_assigned, self._on_assigned = self._on_assigned, None
+            await on_assigned(self._tps)
         await asyncio.sleep(0)
         batch = self._broker.next()
         if not batch:

@@ -28,7 +28,7 @@ from benchmarks.over_kafka import MANY, ONE, PARTITIONS, STEADY, VERY_MANY
 from benchmarks.report import Report
 from choreo import Client, Saga, Service, open_broker
 from choreo.broker.registry import ensure_saga_topics
-from choreo.cli.process import run_async
+from choreo.cli.process import collect_rarely, run_async
 from choreo.messages.headers import JSON, MSGPACK
 from choreo.saga_log import SagaLog
 from choreo.step import StepRuntime
@@ -52,6 +52,7 @@ async def measure_one_process(report: Report, url: str, directory: Path, seconds
     """The plan, each saga with parts of its own."""
     embedded = url.startswith("sqlite")
     layout = "embedded, one process, durable" if embedded else "Kafka, one process"
+    collect_rarely()
     plan = QUICK if report.quick else FULL if embedded else FULL_KAFKA
     for index, (name, saga, services, content_type, failing_share, loads) in enumerate(plan):
         with report.section(f"{layout}: {name}"):

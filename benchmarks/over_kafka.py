@@ -26,6 +26,7 @@ from benchmarks.report import Report, ratio_of
 from benchmarks.wire_limit import HOPS, Chain
 from choreo import Client, Saga, open_broker
 from choreo.broker.registry import ensure_saga_topics
+from choreo.cli.process import collect_rarely
 from choreo.messages.headers import JSON, MSGPACK
 
 PARTITIONS = 4
@@ -125,6 +126,7 @@ def with_broker(processes: Processes, broker: Usage | int) -> Mapping[str, Usage
 async def measure_over_kafka(report: Report, url: str, broker_pid: int, seconds: float, logs: Path) -> None:
     """All scenarios, each load after the same through the wire limit."""
     bootstrap = url.removeprefix("kafka://").partition("?")[0]
+    collect_rarely()  # as any program that is meant to be quick
     async with AsyncExitStack() as stack:
         relays = stack.enter_context(Processes(logs))
         wire = WireLimit(bootstrap, relays)

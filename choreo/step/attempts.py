@@ -34,6 +34,8 @@ from choreo.step.retried import Retried
 from choreo.step.tracers import Watch
 from choreo.step.verdict import InvalidInput, Reject
 
+_NO_TIME = AttemptTimeout("deadline", 0)  # never raised, so that one is enough
+
 
 class Run(Callee[BaseContext[Any]], Protocol):
     """A handler, or what stands in its place for a run."""
@@ -106,7 +108,7 @@ class Attempts:
         began = clock.monotonic()
         attempt, uncounted, in_doubt = 0, 0, False
         value: Any = None
-        error: BaseException | None = AttemptTimeout("deadline", 0)
+        error: BaseException | None = _NO_TIME
         lingering: Lingering | None = None
         while True:
             if cancellation is None:
@@ -129,7 +131,7 @@ class Attempts:
             if isinstance(error, InboxUnavailable):
                 attempt, uncounted = attempt - 1, uncounted + 1
                 wait_s = self._wait_for_inbox_s(inbox, error, uncounted, due_at)
-                error = AttemptTimeout("deadline", 0)  # what it comes to if there is no time for another
+                error = _NO_TIME  # what it comes to if there is no time for another
             elif error is not None and not isinstance(error, (*definite, StepCancelled)) and attempt <= retries.limit:
                 wait_s = self._wait_s(handler, error, retries, attempt, due_at)
             if watch is not None:

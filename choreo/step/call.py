@@ -7,7 +7,8 @@ and the caller is handed the future to wait for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor
 from contextvars import copy_context
 from typing import Any, Protocol, TypeVar
@@ -112,21 +113,47 @@ async def call_in_thread(
 async def call_async(
     callee: Callee[S_contra], subject: S_contra, limit_s: float, code: str
 ) -> tuple[Any, BaseException | None]:
-    """``call`` for an async function, which never lingers."""
+    """``call`` for an async function, which never lingers.
+
+    Its first step is taken at once. Most handlers of a busy service end with it, and need no timer.
+    """
     task = asyncio.current_task()
     assert task is not None, "lanes are tasks"
     cancellations = task.cancelling()
+    scope: asyncio.Timeout | None = None
     try:
+        positional, keywords = callee.arguments(subject)
+        steps = callee.function(*positional, **keywords).__await__()
+        try:
+            waits_for = steps.send(None)
+        except StopIteration as ended:
+            return ended.value, None
         async with asyncio.timeout(limit_s) as scope:
-            positional, keywords = callee.arguments(subject)
-            return await callee.function(*positional, **keywords), None
+            return await _the_rest(waits_for, steps), None
     except asyncio.CancelledError as error:
         if task.cancelling() > cancellations:
             raise  # we are told to end
         return None, error  # the handler waited for a task of its own that was cancelled: a crash like any other
     except TimeoutError as error:
-        return None, AttemptTimeout(code, limit_s) if scope.expired() else error
+        return None, AttemptTimeout(code, limit_s) if scope is not None and scope.expired() else error
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  # whatever a handler raises, SystemExit too, is its failure
         return None, error
+
+
+@types.coroutine
+def _the_rest(waits_for: Any, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Go on with an awaitable whose first step was taken, and waits for something."""
+    try:
+        yield waits_for
+    except GeneratorExit:
+        steps.close()
+        raise
+    except BaseException as thrown:  # noqa: BLE001  # a cancellation; it is the awaitable's to answer
+        try:
+            waits_for = steps.throw(thrown)
+        except StopIteration as ended:
+            return ended.value
+        return (yield from _the_rest(waits_for, steps))
+    return (yield from steps)

@@ -9,6 +9,7 @@ from benchmarks.growth import RECORDS, History, Run, replay
 from benchmarks.load import Load, apply
 from benchmarks.render import BEGIN, END, render
 from benchmarks.report import Report, read
+from benchmarks.service import measure
 
 
 async def test_made_up_sagas_finish_and_are_counted(tmp_path: Path) -> None:
@@ -24,6 +25,12 @@ async def test_the_saga_log_by_itself_folds_what_is_made_up(tmp_path: Path) -> N
     costs = await run.feed((40, RECORDS, True), (40, 2, False), (40, RECORDS, True))
     assert len(costs) == 2
     assert min(costs) > 0
+
+
+async def test_a_service_by_itself_answers_what_is_for_it() -> None:
+    handled, dropped = await measure(40)
+    assert handled > 0
+    assert dropped > 0
 
 
 def test_waves_are_side_by_side_and_in_order_for_each_saga() -> None:
@@ -49,6 +56,7 @@ def test_results_are_written_between_the_marks(tmp_path: Path) -> None:
     found = [
         {"benchmark": "growth: partitions", "number": 1, "cpu_us_each": 300.0},
         {"benchmark": "growth: partitions", "number": 4, "cpu_us_each": 310.5},
+        {"benchmark": "service by itself", "cpu_us_handled": 80.5, "cpu_us_dropped": 2.5},
         {"section": "Kafka", "error": "no broker"},
     ]
     results.write_text("".join(json.dumps(result) + "\n" for result in found))
@@ -60,5 +68,6 @@ def test_results_are_written_between_the_marks(tmp_path: Path) -> None:
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
     assert "| growth: partitions | 4 | 310.5 |" in text
+    assert "takes 80.5 µs of CPU for a record that is for it, and 2.5 µs" in text
     assert "**Kafka failed**: no broker" in text
     assert (tmp_path / "performance" / "partitions-cpu.svg").read_text().startswith("<?xml")

@@ -2,8 +2,9 @@
 
 Three of its habits would lose or block records, and this module is the answer to them:
 
-- A call of ``getmany`` that is cancelled may take a batch with it. So it runs in a task of its own, which outlives the
-  poll that began it, and the next poll takes its result.
+- A call of ``getmany`` that is cancelled may take a batch with it. ``LeanFetcher`` waits before it takes any. What
+  is done when it raises runs in a task of its own, which outlives the poll that began it, and a later poll takes its
+  result.
 - When ``getmany`` raises, batches of other partitions that it had in hand are gone, and their positions moved. So we
   know ourselves what was delivered, and go back there.
 - A record whose header key is not UTF-8, or whose batch has a wrong checksum, makes ``getmany`` raise at the same place
@@ -34,15 +35,6 @@ from choreo.messages.headers import MISPLACED
 log = logging.getLogger(__name__)
 
 FETCH_WAIT_MS = 250  # a partition that is sought or resumed waits until the fetch under way is answered
-
-# A record that comes alone is fetched at once. When many come, the broker gathers them for a moment: a fetch costs
-# both sides more than some dozen records do, and who fetches without a pause fetches two hundred times a second.
-BUSY_RECORDS = 12
-BUSY_WAIT_MS = 4
-BUSY_BYTES_MIN = 131_072
-BUSY_FOR_S = 0.03  # unless many come again
-
-POLL_SLACK_S = 0.05  # aiokafka's own timeout comes first, so that a quiet poll leaves no task behind
 
 # What parsing raises: aiokafka's word for a wrong checksum, and Python's for bytes that are no text (ValueError is the
 # base of UnicodeDecodeError) or that lead nowhere.
@@ -77,8 +69,7 @@ class Fetching:
         self._next: dict[KafkaTopicPartition, int] = {}
         self._moved: set[KafkaTopicPartition] = set()
         self._paused: set[KafkaTopicPartition] = set()
-        self._fetch: asyncio.Task[Batches] | None = None
-        self._idle: asyncio.TimerHandle | None = None  # ends the gathering
+        self._recovery: asyncio.Task[Batches] | None = None
 
     async def poll(self, timeout_s: float, records_max: int) -> list[Message]:
         """The next records.
@@ -86,17 +77,12 @@ class Fetching:
         Raises:
             KafkaError: the consumer itself is broken; positions are kept.
         """
-        if self._fetch is None:
-            self._fetch = asyncio.create_task(self._getmany(timeout_s, records_max), name="kafka/fetch")
-        done, _ = await asyncio.wait({self._fetch}, timeout=timeout_s + POLL_SLACK_S)
-        if not done:
-            return []
-        fetch, self._fetch = self._fetch, None
-        if fetch.cancelled():
-            # Not by us: aiokafka hands on what ended its own task, as if our caller had been cancelled.
-            raise KafkaError("a task of the consumer was cancelled")
+        if self._recovery is None:
+            fetched = await self._getmany(timeout_s, records_max)
+        else:
+            fetched = await self._recovered(timeout_s)
         messages: list[Message] = []
-        for tp, records in fetch.result().items():
+        for tp, records in fetched.items():
             if tp in self._moved:
                 continue  # somebody has sought elsewhere since, or the partition is not ours any more
             if tp in self._paused:
@@ -144,7 +130,7 @@ class Fetching:
 
     def position(self, tp: KafkaTopicPartition) -> int | None:
         """The next offset to deliver; ``None`` while that is not known."""
-        if self._fetch is None:
+        if self._recovery is None:
             # Fetching may have passed over a hole since the last delivery.
             position = internals.position(self._kafka, tp)
             return self._next.get(tp) if position is None else position
@@ -155,50 +141,50 @@ class Fetching:
         return None if position is None or end is None else max(0, end - position)
 
     async def close(self) -> None:
-        """Forget the fetch in flight; the consumer is stopped by now, or will be."""
-        if self._idle is not None:
-            self._idle.cancel()
-        if self._fetch is not None:
-            self._fetch.cancel()
-            await asyncio.wait({self._fetch})
-            if not self._fetch.cancelled():
-                self._fetch.exception()
-            self._fetch = None
+        """Forget a recovery that is under way; the consumer is stopped by now, or will be."""
+        if self._recovery is not None:
+            self._recovery.cancel()
+            await asyncio.wait({self._recovery})
+            if not self._recovery.cancelled():
+                self._recovery.exception()
+            self._recovery = None
 
     async def _getmany(self, timeout_s: float, records_max: int) -> Batches:
+        await asyncio.sleep(0)  # who polls without a pause lets others work
         try:
             fetched = await self._kafka.getmany(timeout_ms=int(timeout_s * 1_000), max_records=records_max)
-        except UNREADABLE as error:
-            log.warning("a poll failed, its batches are taken apart: %r", error)
-        except KafkaError:
-            await self._go_back()
-            raise
-        else:
-            self._moved.clear()
-            self._pace(sum(map(len, fetched.values())))
-            return dict(fetched)
+        except (*UNREADABLE, KafkaError) as error:
+            self._recovery = asyncio.create_task(self._recover(error, records_max), name="kafka/recover")
+            return await self._recovered(timeout_s)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Not by us: aiokafka hands on what ended its own task, as if our caller had been cancelled.
+            raise KafkaError("a task of the consumer was cancelled") from None
+        self._moved.clear()
+        return dict(fetched)
+
+    async def _recovered(self, timeout_s: float) -> Batches:
+        assert self._recovery is not None
+        done, _ = await asyncio.wait({self._recovery}, timeout=timeout_s)
+        if not done:
+            return {}
+        recovery, self._recovery = self._recovery, None
+        if recovery.cancelled():
+            raise KafkaError("a task of the consumer was cancelled")
+        return recovery.result()
+
+    async def _recover(self, error: Exception, records_max: int) -> Batches:
         await self._go_back()
+        if not isinstance(error, UNREADABLE):
+            raise error
+        log.warning("a poll failed, its batches are taken apart: %r", error)
         try:
             return await self._isolate(records_max)
         except KafkaError:
             await self._go_back()
             raise
-
-    def _pace(self, records: int) -> None:
-        """Now, before the fetcher sends its next request."""
-        if records >= BUSY_RECORDS:
-            if self._idle is None:
-                internals.pace(self._kafka, BUSY_BYTES_MIN, BUSY_WAIT_MS)
-            else:
-                self._idle.cancel()
-            self._idle = asyncio.get_running_loop().call_later(BUSY_FOR_S, self._end_gathering)
-        elif self._idle is not None:
-            self._idle.cancel()
-            self._end_gathering()
-
-    def _end_gathering(self) -> None:
-        self._idle = None
-        internals.pace(self._kafka, 1, FETCH_WAIT_MS)
 
     async def _go_back(self) -> None:
         """To what was delivered: the call that failed may have moved positions beyond it."""

@@ -82,12 +82,6 @@ async def fetch_lean(kafka: AIOKafkaConsumer) -> None:
     kafka._fetcher = LeanFetcher(kafka, usual)  # noqa: SLF001
 
 
-def pace(kafka: AIOKafkaConsumer, bytes_min: int, wait_ms: int) -> None:
-    """From the next request on, let the broker gather so many bytes for so long. In public this is set once for all."""
-    kafka._fetcher._fetch_min_bytes = bytes_min  # noqa: SLF001
-    kafka._fetcher._fetch_max_wait_ms = wait_ms  # noqa: SLF001
-
-
 async def fetch_raw(
     kafka: AIOKafkaConsumer, tp: KafkaTopicPartition, offset: int
 ) -> tuple[bytes, list[tuple[int, int]]]:

@@ -1,13 +1,16 @@
 """aiokafka's fetcher with less between a response and the records in it.
 
 What it decides stays aiokafka's: which partitions are asked for, what an error or another leader means, which responses
-are out of date. Three things are done with less:
+are out of date. Four things are done with less:
 
 - Requests and responses are bytes, by ``fetch_codec``.
 - With one request to make and nothing else to wait for, it is awaited where it is made. aiokafka starts a task for it
   and waits for the first of four futures. A rebalance that begins meanwhile is seen when the response comes, and no
   sooner: until then the broker answers nothing else on that connection.
 - Records become the port's messages at once.
+- Under load a fetch waits until the one before it is some milliseconds old: it costs both sides more than some dozen
+  records do, and who fetches without a pause fetches hundreds of times a second. The pause is made here. A broker that
+  is asked to gather keeps the request, and looks at it again with everything that anybody appends to its partitions.
 """
 
 # ruff: noqa: SLF001, ASYNC109 -- what is used of aiokafka here has no public name; the adapter's tests pin it
@@ -18,10 +21,11 @@ import asyncio
 import contextlib
 import time
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer
-from aiokafka.consumer.fetcher import Fetcher, FetchResult
+from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
@@ -29,6 +33,9 @@ from choreo.broker.kafka.fetch_codec import LeanClient
 from choreo.broker.port import Message
 
 Records = dict[KafkaTopicPartition, list[Message]]
+
+BUSY_RECORDS = 12  # that came at once; a record that comes alone is fetched at once
+GATHER_S = 0.012  # from the sending of a request to the next, while records come like that
 
 
 class LeanFetcher(Fetcher):  # type: ignore[misc]
@@ -50,11 +57,13 @@ class LeanFetcher(Fetcher):  # type: ignore[misc]
             auto_offset_reset=kafka._auto_offset_reset,
             isolation_level=kafka._isolation_level,
         )
+        self._is_busy = False
 
     async def _fetch_requests_routine(self) -> None:
         task = asyncio.current_task()
         assert task is not None, "the constructor starts it as one"
         assignment: Any = None
+        asked_at = 0.0
         while not self._closed:
             if assignment is None or not assignment.active:
                 await self._end_pending()
@@ -63,10 +72,14 @@ class LeanFetcher(Fetcher):  # type: ignore[misc]
                 if assignment is None:
                     continue
                 assignment.unassign_future.add_done_callback(self._on_unassigned)
+            if self._is_busy and (pause_s := asked_at + GATHER_S - time.monotonic()) > 0:
+                await asyncio.sleep(pause_s)
+                continue  # with what has changed meanwhile
             self._wait_consume_future: asyncio.Future[Any] = self._loop.create_future()
             requests, resets, timeout_s, is_stale, resumed = self._get_actions_per_node(assignment)
             if len(requests) == 1 and not resets and not is_stale and not self._pending_tasks:
                 node, request = requests[0]
+                asked_at = time.monotonic()
                 if await self._proc_fetch_request(assignment, node, request):
                     self._wake()
                     await _within(self._wait_consume_future, self._prefetch_backoff)
@@ -133,7 +146,7 @@ class LeanFetcher(Fetcher):  # type: ignore[misc]
         if has_new:
             for result in self._records.values():
                 if type(result) is FetchResult and result._partition_records is not None:
-                    result._partition_records._consumer_record = _message
+                    result._partition_records.__class__ = _Messages  # aiokafka makes them itself
         return has_new
 
     async def fetched_records(self, partitions: Any, timeout: float = 0, max_records: int | None = None) -> Records:
@@ -149,6 +162,7 @@ class LeanFetcher(Fetcher):  # type: ignore[misc]
             if self._records:
                 found: Records = await super().fetched_records(partitions, 0, max_records)
                 if found:
+                    self._is_busy = sum(map(len, found.values())) >= BUSY_RECORDS
                     return found
             left_s = until - time.monotonic()
             if left_s <= 0 or self._closed:
@@ -157,16 +171,22 @@ class LeanFetcher(Fetcher):  # type: ignore[misc]
             await _within(waiter, left_s)  # raises what the coordinator has to say
 
 
-def _message(tp: KafkaTopicPartition, record: Any) -> Message:
-    """The port's message, in the place of aiokafka's. On the hot path: once for each record."""
-    headers = record.headers
-    for _, value in headers:
-        if value is None:  # Kafka knows header values that are null; the port does not
+class _Messages(PartitionRecords):  # type: ignore[misc]
+    """aiokafka's records of a partition, as the port's messages. On the hot path: once for each record."""
+
+    def __iter__(self) -> Any:
+        return self._records_iterator  # without a call of ``__next__`` for each
+
+    def _consumer_record(self, tp: KafkaTopicPartition, record: Any) -> Message:
+        headers = record.headers
+        if None in map(_VALUE, headers):  # Kafka knows header values that are null; the port does not
             headers = [(name, value or b"") for name, value in headers]
-            break
-    return Message(
-        tp.topic, tp.partition, record.offset, record.timestamp, record.key, record.value or b"", tuple(headers)
-    )
+        return Message(
+            tp.topic, tp.partition, record.offset, record.timestamp, record.key, record.value or b"", tuple(headers)
+        )
+
+
+_VALUE = itemgetter(1)
 
 
 async def _within(future: asyncio.Future[Any], timeout_s: float) -> None:

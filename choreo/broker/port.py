@@ -57,6 +57,10 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     value: bytes
     headers: Headers
 
+    def __repr__(self) -> str:
+        """Without the value, which is the users'."""
+        return f"Message({self.tp} at {self.offset}, key={self.key!r}, {len(self.value)} bytes)"
+
     @property
     def tp(self) -> TopicPartition:
         return TopicPartition(self.topic, self.partition)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Literal
 
@@ -34,6 +35,13 @@ LogLevel = Annotated[
 LogFormat = Annotated[
     Literal["console", "json"], Parameter(env_var="CHOREO_LOG_FORMAT", help="Lines for people or for programs.")
 ]
+LogTexts = Annotated[
+    Literal["shown", "hidden"] | None,
+    Parameter(
+        env_var="CHOREO_LOG_TEXTS",
+        help="Texts of failures, which may quote payloads; hidden by default where payloads are encrypted.",
+    ),
+]
 Partitions = Annotated[
     int | None,
     Parameter(env_var="CHOREO_PARTITIONS", help="Partitions of saga topics that are created; 6 if nothing is said."),
@@ -43,6 +51,11 @@ ShutdownTimeout = Annotated[
     Parameter(env_var="CHOREO_SHUTDOWN_TIMEOUT_SECONDS", help="How long running handlers may go on after SIGTERM."),
 ]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Output for programs.")]
+
+
+def hides_texts(said: str | None) -> bool:
+    """Whether the log leaves out texts of failures."""
+    return said == "hidden" or (said is None and bool(os.environ.get("CHOREO_PAYLOAD_KEYS")))
 
 
 def broker_url(given: str | None) -> str:

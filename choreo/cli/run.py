@@ -12,9 +12,11 @@ from choreo.cli.options import (
     HttpPort,
     LogFormat,
     LogLevel,
+    LogTexts,
     Partitions,
     ShutdownTimeout,
     broker_url,
+    hides_texts,
 )
 
 
@@ -31,6 +33,7 @@ def run(
     shutdown_timeout: ShutdownTimeout = 25.0,
     log_level: LogLevel = "info",
     log_format: LogFormat = "console",
+    log_texts: LogTexts = None,
 ) -> int:
     """Run step services until SIGTERM.
 
@@ -47,7 +50,7 @@ def run(
     from choreo.observe.metrics import Metrics
     from choreo.step import Options, Service, StepRuntime
 
-    set_up_logging(log_level, log_format)
+    set_up_logging(log_level, log_format, hides_texts=hides_texts(log_texts))
     hosted = [load(spec, Service) for spec in services]
     url = broker_url(broker)
 

@@ -6,7 +6,17 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from choreo.cli.options import BrokerUrl, HttpHost, HttpPort, LogFormat, LogLevel, Partitions, broker_url
+from choreo.cli.options import (
+    BrokerUrl,
+    HttpHost,
+    HttpPort,
+    LogFormat,
+    LogLevel,
+    LogTexts,
+    Partitions,
+    broker_url,
+    hides_texts,
+)
 
 
 def saga_log(
@@ -34,6 +44,7 @@ def saga_log(
     partitions: Partitions = None,
     log_level: LogLevel = "info",
     log_format: LogFormat = "console",
+    log_texts: LogTexts = None,
 ) -> int:
     """Fold the log of these sagas and decide: compensations, joins, time-outs, outcomes.
 
@@ -53,7 +64,7 @@ def saga_log(
     from choreo.saga_log import SagaLog
     from choreo.store import open_store
 
-    set_up_logging(log_level, log_format)
+    set_up_logging(log_level, log_format, hides_texts=hides_texts(log_texts))
     sagas = with_children(load(spec, Saga) for spec in contracts)
     url = broker_url(broker)
 

@@ -68,6 +68,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("http.tokens", "CHOREO_HTTP_TOKENS", "text", "", "who may use the saga-log's API", is_secret=True),
     Setting("log.level", "CHOREO_LOG_LEVEL", "text", "info", "debug, info, warning or error"),
     Setting("log.format", "CHOREO_LOG_FORMAT", "text", "console", "console for people, json for programs"),
+    Setting(
+        "log.texts",
+        "CHOREO_LOG_TEXTS",
+        "text",
+        "",
+        "shown or hidden: texts of failures; hidden beside payload.keys",
+    ),
     Setting("trace_parent", "CHOREO_TRACE_PARENT", "text", "", "off: start a trace of its own for each saga"),
     Setting("signing.key_file", "CHOREO_SIGNING_KEY_FILE", "text", "", "PEM of the key that signs our records"),
     Setting("signing.key_id", "CHOREO_SIGNING_KEY_ID", "text", "", "its name in the trust file"),
@@ -105,6 +112,9 @@ class InForce(NamedTuple):
     value: str
     origin: Origin
     said_in: str
+
+    def __repr__(self) -> str:
+        return f"InForce({self.setting.key} = {shown(self)!r}, {self.origin}, {self.said_in!r})"
 
 
 _STARTED_WITH: dict[str, str] = {}

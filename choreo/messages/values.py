@@ -41,6 +41,10 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     exception_type: Text | None = None
     traceback: LongText | None = None
 
+    def __repr__(self) -> str:
+        """Without the texts, which may quote what users have put in."""
+        return f"Failure(kind={self.kind!r}, code={self.code!r}, exception_type={self.exception_type!r}, …)"
+
 
 class Undone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One compensation in an outcome's account.

@@ -3,6 +3,9 @@
 A line names what it is about in fields: ``extra={"saga_id": …}`` for one line, ``with about(saga_id=…)`` for all lines
 of a task. What others wrote (messages of exceptions, names out of records) may hold control characters; they are
 escaped, so that nobody can forge a line or reprogram a terminal.
+
+Payloads are never logged. Texts of failures may quote them; where these are to be hidden, ``private`` texts are left
+out, and what exceptions say that are not choreo's or the system's own, in tracebacks too; types and places stay.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +21,8 @@ from datetime import UTC, datetime
 from typing import Literal, TextIO
 
 import msgspec
+
+from choreo.errors import ChoreoError
 
 LogFormat = Literal["console", "json"]
 
@@ -40,6 +46,12 @@ FIELDS = (
 # C0 and C1 controls and DEL; line and paragraph separators; bidirectional overrides, which reorder what a person reads.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
+HIDDEN = "(hidden)"
+
+# Libraries that write down statements with their parameters, or many lines a second in an outage; what that means for
+# us, the adapters log themselves.
+_QUIET = {"aiokafka": logging.CRITICAL, "sqlalchemy": logging.WARNING, "aiosqlite": logging.WARNING}
+
 _about: ContextVar[Mapping[str, object]] = ContextVar("choreo.observe.log.about")
 
 
@@ -58,21 +70,77 @@ def about_from_here(**fields: object) -> None:
     _about.set({**_about.get({}), **fields})
 
 
-def set_up_logging(level: str = "INFO", log_format: LogFormat = "console", stream: TextIO | None = None) -> None:
+class private:  # noqa: N801 - it reads as a mark
+    """Marks an argument of a log line as a text of a user's, as of a failure."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return f"private({HIDDEN})"
+
+
+def set_up_logging(
+    level: str = "INFO",
+    log_format: LogFormat = "console",
+    stream: TextIO | None = None,
+    *,
+    hides_texts: bool = False,
+) -> None:
     """Send the log of the whole process to ``stream`` (standard error by default), in place of earlier handlers.
+
+    Args:
+        hides_texts: texts of failures are left out.
 
     Raises:
         ValueError: ``level`` is no level's name.
     """
     handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
-    handler.setFormatter(JsonFormatter() if log_format == "json" else ConsoleFormatter())
+    formatter = JsonFormatter if log_format == "json" else ConsoleFormatter
+    handler.setFormatter(formatter(hides_texts=hides_texts))
     root = logging.getLogger()
     root.setLevel(level.upper())
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
-    # The Kafka client writes dozens of errors a second in an outage. What they mean for us, the adapter logs itself.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    for name, least in _QUIET.items():
+        logging.getLogger(name).setLevel(least)
+
+
+def _without_private(record: logging.LogRecord) -> logging.LogRecord:
+    """A copy of the line without users' texts."""
+    hidden = logging.makeLogRecord(record.__dict__)
+    if isinstance(record.args, tuple):
+        hidden.args = tuple(_shown(each) for each in record.args)
+    if isinstance(record.msg, BaseException):
+        hidden.msg = _shown(record.msg)
+    if record.exc_info and record.exc_info[1] is not None:
+        hidden.exc_text = "".join(_without_texts(record.exc_info[1])).rstrip("\n")
+    return hidden
+
+
+def _shown(argument: object) -> object:
+    if isinstance(argument, private):
+        return HIDDEN
+    if isinstance(argument, BaseException) and not isinstance(argument, ChoreoError | OSError):
+        return f"{type(argument).__name__} {HIDDEN}"
+    return argument
+
+
+def _without_texts(error: BaseException) -> Iterator[str]:
+    """A traceback as Python prints it, but for what exceptions say."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if before is not None:
+        yield from _without_texts(before)
+        yield "\nand then:\n\n"
+    yield "Traceback (most recent call last):\n"
+    yield from traceback.format_tb(error.__traceback__)
+    yield f"{type(error).__module__}.{type(error).__qualname__}: {HIDDEN}\n"
+    for each in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+        yield from _without_texts(each)
 
 
 def escape(text: str) -> str:
@@ -86,20 +154,32 @@ def trace_id_of(traceparent: bytes | None) -> str | None:
     return parts[1] if len(parts) >= 4 else None
 
 
-class ConsoleFormatter(logging.Formatter):
-    """``2026-11-22T07:43:58.120Z INFO choreo.step: message saga_id=… step=…``; tracebacks follow, indented."""
+class _LineFormatter(logging.Formatter):
+    def __init__(self, *, hides_texts: bool = False) -> None:
+        super().__init__()
+        self._hides_texts = hides_texts
 
     def format(self, record: logging.LogRecord) -> str:
+        return self.line(_without_private(record) if self._hides_texts else record)
+
+    def line(self, record: logging.LogRecord) -> str:
+        raise NotImplementedError
+
+
+class ConsoleFormatter(_LineFormatter):
+    """``2026-11-22T07:43:58.120Z INFO choreo.step: message saga_id=… step=…``; tracebacks follow, indented."""
+
+    def line(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={escape(str(value))}" for name, value in _fields(record).items())
         line = f"{_time(record)} {record.levelname} {record.name}: {escape(record.getMessage())}{fields}"
         # Indented, no line of a traceback can pass for a line of its own, whatever an exception says.
         return "\n".join([line, *(f"    | {escape(part)}" for part in _traceback(self, record).splitlines())])
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(_LineFormatter):
     """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, the fields, the lines of ``exception``."""
 
-    def format(self, record: logging.LogRecord) -> str:
+    def line(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "time": _time(record),
             "level": record.levelname,
@@ -123,4 +203,6 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    if record.exc_text:
+        return record.exc_text
     return formatter.formatException(record.exc_info) if record.exc_info and record.exc_info[0] else ""

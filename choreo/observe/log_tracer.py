@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 
 from choreo.observe.events import AttemptEnded, AttemptEvent, OutcomeEvent
+from choreo.observe.log import private
 
 
 class LogTracer:
@@ -75,9 +76,10 @@ class LogTracer:
             "round": event.round,
             "attempt": event.attempt,
         }
-        text = f"{word} {event.step}"
+        text, why = f"{word} {event.step}", ""
         if isinstance(event, AttemptEnded):
             fields |= {"result": event.result, "duration_ms": round(event.duration_s * 1_000)}
             if event.failure is not None:
-                text += f": {event.failure.code or event.failure.kind}: {event.failure.message}"
-        self._logger.log(self._level if level is None else level, "%s", text, extra=fields)
+                text += f": {event.failure.code or event.failure.kind}: "
+                why = event.failure.message
+        self._logger.log(self._level if level is None else level, "%s%s", text, private(why), extra=fields)

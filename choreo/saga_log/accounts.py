@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from choreo.broker.port import TopicPartition
 from choreo.core import SagaState
 from choreo.messages.records import StepRecord, StepSkipped
-from choreo.observe.log import trace_id_of
+from choreo.observe.log import private, trace_id_of
 from choreo.observe.metrics import Metrics, exemplar_of
 from choreo.saga_log.intake import Contracts, Unheld
 from choreo.saga_log.shard import IN_PROGRESS, Applied, Seen, Shard
@@ -172,7 +172,7 @@ class Accounts:
                     STUCK_FORWARD_ADVICE if instance.exhausted else STUCK_ADVICE,
                     state.saga_id,
                     step,
-                    failure.message or failure.code or failure.kind if failure else "no reason given",
+                    private(failure.message or failure.code or failure.kind) if failure else "no reason given",
                     extra={
                         "saga": saga,
                         "saga_id": state.saga_id,

@@ -15,6 +15,7 @@ from choreo.messages.records import (
     StepCompleted,
     StepFailed,
 )
+from choreo.observe.log import private
 from choreo.step.call import Lingering
 from choreo.step.job import CompensationJob, StepJob
 from choreo.step.place import Place
@@ -49,7 +50,7 @@ def log_failure(job: StepJob | CompensationJob, failure: Failure, effect: KnownE
         job.step.name,
         failure.code or failure.kind,
         effect,
-        failure.message,
+        private(failure.message),
         extra={"round": job.round},
     )
 

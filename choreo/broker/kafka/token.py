@@ -30,6 +30,9 @@ class ClientCredentials(NamedTuple):
     scope: str
     context: ssl.SSLContext | None
 
+    def __repr__(self) -> str:
+        return f"ClientCredentials({self.client_id!r} at {self.url!r})"
+
 
 class TokenProvider(AbstractTokenProvider):  # type: ignore[misc] # aiokafka has no types
     """Asks for a token when the last one is near its end; connections that open together share one."""

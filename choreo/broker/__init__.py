@@ -25,6 +25,7 @@ from choreo.broker.port import (
     TopicPartition,
     TopicSpec,
 )
+from choreo.broker.url import shown_url
 from choreo.errors import ConfigurationError
 
 __all__ = [
@@ -97,5 +98,5 @@ async def _open(url: str) -> Broker:
 
         return await MemoryBroker.open(url)
     raise ConfigurationError(
-        f"broker URL {url!r} has no known scheme; use kafka://host:9092, sqlite:///path/to/file.db or memory://name"
+        f"broker URL {shown_url(url)!r} has no known scheme; use kafka://host:9092, sqlite:///path/to/file.db or memory://name"
     )

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from choreo.broker.url import HIDDEN, shown_url
 from choreo.errors import ConfigurationError
 
 FILE_VARIABLE = "CHOREO_CONFIG"
 FILE_DEFAULT = Path("choreo.toml")
 PREFIX = "CHOREO_"
-HIDDEN = "********"
 NEAR = 0.85  # so near, a variable with our prefix is a misspelt one and not somebody else's
 
 Kind = Literal["text", "integer", "number", "flag"]
@@ -187,16 +187,8 @@ def misspelt(environment: Mapping[str, str]) -> Iterator[str]:
 def shown(one: InForce) -> str:
     """The value, fit to be shown."""
     if one.setting.is_url:
-        return without_password(one.value)
+        return shown_url(one.value)
     return HIDDEN if one.setting.is_secret and one.value else one.value
-
-
-def without_password(url: str) -> str:
-    """A URL whose password, if it has one, cannot be read."""
-    head, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    user, colon, _ = credentials.partition(":")
-    return f"{head}{separator}{user}{colon}{HIDDEN if colon else ''}{at}{host}"
 
 
 def _told(setting: Setting, environment: Mapping[str, str], from_file: Mapping[str, str], path: Path) -> InForce:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from choreo.broker import open_broker
 from choreo.broker.kafka.security import OPTIONS, SECRETS
+from choreo.broker.url import HIDDEN, shown_url
 from choreo.cli import settings
-from choreo.cli.settings import HIDDEN, SETTINGS, InForce, in_force, misspelt, read, shown, without_password
+from choreo.cli.settings import SETTINGS, InForce, in_force, misspelt, read, shown
 from choreo.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
@@ -82,11 +84,28 @@ def test_a_misspelt_variable_is_told_and_a_stranger_is_left_alone() -> None:
         ("postgresql://choreo:hush@db:5432/sagas", f"postgresql://choreo:{HIDDEN}@db:5432/sagas"),
         ("postgresql://choreo@db/sagas", "postgresql://choreo@db/sagas"),
         ("sqlite:///file.db", "sqlite:///file.db"),
+        ("kafka://db?acks=all&key_password=hush&x=1", f"kafka://db?acks=all&key_password={HIDDEN}&x=1"),
         ("", ""),
     ],
 )
 def test_a_password_in_a_url_is_not_shown(url: str, seen: str) -> None:
-    assert without_password(url) == seen
+    assert shown_url(url) == seen
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp://me:hush@host/x",
+        "kafka://me:hush@host:9092",
+        "kafka://host:9092?password=hush",
+        "kafka://host:nine?token=hush",
+        "sqlite://me:hush@host/file.db",
+    ],
+)
+async def test_no_error_about_a_broker_s_url_shows_a_password(url: str) -> None:
+    with pytest.raises(ConfigurationError) as refusal:
+        await open_broker(url)
+    assert "hush" not in str(refusal.value)
 
 
 def test_the_command_says_what_is_in_force_and_hides_secrets(directory: Path) -> None:

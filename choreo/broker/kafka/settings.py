@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 
 from choreo.broker.kafka.security import OPTIONS, Security, security_of
+from choreo.broker.url import shown_url
 from choreo.errors import ConfigurationError
 
 PORT_DEFAULT = 9092
@@ -60,7 +61,7 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigurationError: it names what is wrong.
         """
-        parts = urlsplit(url)
+        parts, url = urlsplit(url), shown_url(url)  # from here on only errors name it
         if parts.scheme != "kafka":
             raise ConfigurationError(f"broker URL {url!r}: the scheme is not kafka://")
         if "@" in parts.netloc:

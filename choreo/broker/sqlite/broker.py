@@ -30,6 +30,7 @@ from choreo.broker.sqlite.file import LogFile
 from choreo.broker.sqlite.horizon import Horizon
 from choreo.broker.sqlite.tables import Snapshot, Transaction
 from choreo.broker.sqlite.threads import Follower, Writer
+from choreo.broker.url import shown_url
 from choreo.clock import Clock, SystemClock
 from choreo.errors import BrokerError, ConfigurationError
 
@@ -68,7 +69,7 @@ class SqliteBroker:
         parts = urlsplit(url)
         options = options_of(parts, _OPTIONS)
         if options["synchronous"] not in ("full", "normal"):
-            raise ConfigurationError(f"broker URL {url!r}: synchronous must be full or normal")
+            raise ConfigurationError(f"broker URL {shown_url(url)!r}: synchronous must be full or normal")
         log = SqliteLog(
             LogFile(_path(url, parts.netloc, parts.path), synchronous=options["synchronous"]),
             *session_times(parts, options),
@@ -133,14 +134,14 @@ class SqliteBroker:
 def _path(url: str, netloc: str, path: str) -> Path:
     if netloc:
         raise ConfigurationError(
-            f"broker URL {url!r} names a host ({netloc}); a file has three slashes, sqlite:///relative.db, or four, "
-            "sqlite:////absolute.db"
+            f"broker URL {shown_url(url)!r} names a host ({netloc.rpartition('@')[2]}); a file has three slashes, "
+            "sqlite:///relative.db, or four, sqlite:////absolute.db"
         )
     name = unquote(path.removeprefix("/"))
     if not name:
-        raise ConfigurationError(f"broker URL {url!r} names no file; use sqlite:///path/to/file.db")
+        raise ConfigurationError(f"broker URL {shown_url(url)!r} names no file; use sqlite:///path/to/file.db")
     if name == ":memory:":
-        raise ConfigurationError(f"broker URL {url!r}: a log in memory is memory://name")
+        raise ConfigurationError(f"broker URL {shown_url(url)!r}: a log in memory is memory://name")
     return Path(name).absolute()
 
 

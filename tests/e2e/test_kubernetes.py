@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import psycopg
 import pytest
@@ -74,6 +76,55 @@ def test_every_built_in_resource_is_right_by_kubernetes_schemas(version: str) ->
             kubernetes_validate.validate(document, version, strict=True)
             checked += 1
     assert checked >= 15
+
+
+SCHEMAS = json.loads((ROOT / "tests" / "schemas" / "custom-resources.json").read_text())
+
+
+def problems_of(document: dict[str, Any]) -> list[str]:
+    """What is wrong with a custom resource by the schema of its kind."""
+    found = jsonschema.Draft202012Validator(SCHEMAS[document["kind"]]).iter_errors(document)
+    return [f"{problem.json_path}: {problem.message}" for problem in found]
+
+
+def test_every_custom_resource_is_right_by_the_schemas_of_its_operator() -> None:
+    checked = set()
+    for path, document in documents():
+        if not is_built_in(document) and "kustomize" not in document["apiVersion"]:
+            assert problems_of(document) == [], f"{path.name}: {document['metadata']['name']}"
+            checked.add(document["kind"])
+    assert checked == set(SCHEMAS), "each schema is of a resource that there is"
+
+
+def places(part: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every field below a resource's spec, but for free texts' names: settings of topics and of triggers, labels."""
+    if isinstance(part, dict):
+        for name, value in part.items():
+            yield part, name
+            if name not in ("config", "metadata", "matchLabels"):
+                yield from places(value)
+    elif isinstance(part, list):
+        for each in part:
+            yield from places(each)
+
+
+@pytest.mark.parametrize("kind", sorted(SCHEMAS))
+def test_a_misspelt_field_of_a_custom_resource_is_found_wherever_it_is(kind: str) -> None:
+    """So the test above can fail: each field of one of the resources, misspelt in turn."""
+    document = next(doc for _, doc in documents() if doc["kind"] == kind)
+    count = 0
+    for part, name in list(places(document["spec"])):
+        if part is document["spec"].get("selector", {}).get("matchLabels"):
+            continue
+        value = part.pop(name)
+        part[f"{name}x"] = value
+        assert problems_of(document) != [], f"{name} misspelt passes"
+        del part[f"{name}x"]
+        part[name] = value
+        count += 1
+    assert count >= 3
+    wrong = {**document, "apiVersion": "nobody.example/v1"}
+    assert problems_of(wrong) != []
 
 
 def test_what_all_containers_have_in_common_is_right_once_it_is_merged() -> None:

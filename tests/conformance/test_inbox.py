@@ -14,7 +14,7 @@ import pytest
 from msgspec import UNSET
 
 from choreo.contract import Saga, Step
-from choreo.messages.records import CompensationFailed, StepCompensated, StepCompleted, StepFailed
+from choreo.messages.records import CancelStep, CompensationFailed, StepCompensated, StepCompleted, StepFailed
 from choreo.step import CompensationContext, Context, Options, Reject, Retry
 from choreo.step.publish import Publisher
 from tests.conformance.bank import FLAVOURS, Bank, open_bank, sqlite_url
@@ -24,6 +24,7 @@ from tests.unit.step_world import (
     completed,
     eventually,
     make_world,
+    of,
     raw,
     running,
     until,
@@ -34,6 +35,13 @@ from tests.unit.step_world import (
 UNCOMMITTED = Options(poll_timeout_s=0.02, commit_interval_s=1e6, commit_records=10**6, drain_timeout_s=0)
 
 HURRIED = Saga("order", Step("reserve_stock"), Step("charge_card", compensation="refund_card", timeout="200ms"))
+
+BESIDE = Saga(
+    "order",
+    Step("reserve_stock"),
+    Step("charge_card", "refund_card", on_sibling_failure="cancel"),
+    Step("weigh", after="reserve_stock"),
+)
 
 trigger, undo = completed, compensate
 
@@ -324,6 +332,42 @@ async def test_a_late_handler_does_not_commit(bank: Bank) -> None:
     assert answer.failure.kind == "timed_out"
     assert await bank.charged() == []
     assert list((await bank.rows()).values()) == ["failed"]
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["", "and the process dies"])
+async def test_what_was_cancelled_is_rolled_back_and_recorded_as_without_an_effect(bank: Bank, *, dies: bool) -> None:
+    released = threading.Event()
+
+    def hang(_: Context) -> Any:
+        if bank.is_async:
+            return asyncio.sleep(30)
+        released.wait(30)
+        if dies:
+            raise SystemExit  # a thread of a process that is dead commits nothing
+        return None
+
+    bank.during = hang
+    world = await make_world(BESIDE)
+    async with running(world, bank.service(saga=BESIDE), options=UNCOMMITTED) as handle:
+        await world.send(trigger())
+        await until(lambda: bank.calls)
+        if dies:
+            await handle.crash()
+        await world.send(CancelStep(**of(), failed="weigh"))
+        if not dies:
+            await asyncio.sleep(0.1)
+            released.set()
+            await world.answer(StepFailed)
+            await handle.crash()
+    released.set()
+    async with running(world, bank.service(bank.make_inbox(), saga=BESIDE)):
+        answers = await world.answers(StepFailed, count=1 if dies else 2)
+        assert len(set(answers)) == 1, "a redelivery is told what is recorded"
+        assert (answers[0].failure.kind, answers[0].effect) == ("cancelled", "none")
+        await world.send(undo(effect=UNSET))
+        assert not (await world.answer(StepCompensated)).undone
+    assert bank.calls == ["charge"]
+    assert await bank.charged() == []
 
 
 async def test_rows_are_deleted_when_they_are_old(bank: Bank) -> None:

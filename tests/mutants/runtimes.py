@@ -24,6 +24,7 @@ from choreo.saga_log.outbound import Outbound
 from choreo.saga_log.shard import Shard
 from choreo.step import answer, worker
 from choreo.step.answered import Answered, Scanned
+from choreo.step.cancelling import StepCancelled
 from choreo.step.job import Job
 from choreo.step.lanes import Lane, Lanes
 from choreo.step.partition import Partition
@@ -127,6 +128,17 @@ def reject_is_always_certain() -> Any:
 
     def certain(job: Any, ended: Any) -> Any:
         return answer_of_step(msgspec.structs.replace(job, is_fresh=True), ended._replace(in_doubt=False))
+
+    return patch.object(answer, "answer_of_step", certain)
+
+
+def cancelled_is_always_certain() -> Any:
+    """A step that was cancelled in its middle is said to have had no effect (rules 5, 25)."""
+    answer_of_step = answer.answer_of_step
+
+    def certain(job: Any, ended: Any) -> Any:
+        record = answer_of_step(job, ended)
+        return msgspec.structs.replace(record, effect="none") if isinstance(ended.error, StepCancelled) else record
 
     return patch.object(answer, "answer_of_step", certain)
 

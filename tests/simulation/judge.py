@@ -36,6 +36,7 @@ from choreo.core import Entry, Phase, SagaState, fold, refuse
 from choreo.core.state import Note, Outcome
 from choreo.core.survey import Survey
 from choreo.messages.records import (
+    CancelStep,
     Compensate,
     CompensationFailed,
     Execute,
@@ -57,7 +58,7 @@ from tests.simulation.faults import Faults
 from tests.simulation.process import Process
 from tests.simulation.shapes import Shape
 
-COMMANDS = (Execute, Compensate, SagaStuck, RoundStarted)
+COMMANDS = (Execute, CancelStep, Compensate, SagaStuck, RoundStarted)
 OUTCOMES = (SagaCompleted, SagaCompensated)
 ANSWERS = (StepCompleted, StepFailed, StepCompensated, CompensationFailed)
 WITH_CONTENT = (Execute, Compensate, *OUTCOMES)
@@ -87,6 +88,7 @@ class Judge:
         states: every saga as the log has it now.
         contended: sagas for which the weaker promise holds.
         repeated: likewise, because a trigger that is in the log more than once was run again.
+        cancelled: how often a step was, by what is known of its effect.
         given_up: where a step completed before its due and after the settle limit; no promise is weaker for that.
         weaker: what was found there and would be a violation elsewhere.
         stuck: the sagas that wait for an operator.
@@ -110,6 +112,7 @@ class Judge:
         self.contended: set[str] = set()
         self.repeated: set[str] = set()
         self.given_up: set[str] = set()
+        self.cancelled: Counter[str] = Counter()
         self.weaker: Counter[str] = Counter()
         self.stuck: dict[str, None] = {}
         self.digest = sha256()
@@ -374,6 +377,8 @@ class Judge:
         work = Work(record.saga_id, record.start, record.step, record.round, getattr(record, "generation", 0))
         if sender is not None and not sender.owns(message.tp):
             self.contended.add(record.saga_id)
+        if isinstance(record, StepFailed) and record.failure.code in ("sibling_failed", "saga_cancelled"):
+            self.cancelled[record.effect] += 1
         if asked:  # a damaged copy of a scheduled start is refused in the name of its first steps, too early
             self._answered.add(work)
         says_effect = isinstance(record, StepCompleted) or (isinstance(record, StepCompensated) and record.undone)

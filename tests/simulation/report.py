@@ -31,6 +31,7 @@ class Totals:
         self.fired_in: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.weaker: Counter[str] = Counter()
+        self.cancelled: Counter[str] = Counter()
         self.failing: dict[int, list[str]] = {}
         self._digest = sha256()
 
@@ -50,6 +51,7 @@ class Totals:
         self.fired_in.update(kind for kind, times in result.fired.items() if times)
         self.outcomes += result.outcomes
         self.weaker += result.weaker
+        self.cancelled += result.cancelled
         self._digest.update(result.digest.encode())
         if result.violations:
             self.failing[result.seed] = result.violations
@@ -68,6 +70,7 @@ class Totals:
             *(f"  {kind:26} {self.fired[kind]:10} {self.fired_in[kind]:8}" for kind in KINDS),
             f"kinds that never fired: {', '.join(self.never_fired) or 'none'}",
             f"sagas in which a step completed in time after it was given up: {counts['given_up']}",
+            f"steps cancelled because their saga had turned back, by effect: {_listed(self.cancelled)}",
             f"sagas under weaker promises: {counts['contended']} contended, {counts['repeated']} repeated",
             f"  needed for: {_listed(self.weaker)}",
             f"all courses together: {self._digest.hexdigest()[:16]}",
@@ -91,6 +94,7 @@ class Totals:
             "outcomes": dict(sorted(self.outcomes.items())),
             "faults": {kind: {"fired": self.fired[kind], "runs": self.fired_in[kind]} for kind in KINDS},
             "never_fired": self.never_fired,
+            "cancelled": dict(sorted(self.cancelled.items())),
             "weaker_promises_needed": dict(sorted(self.weaker.items())),
             "digest": self._digest.hexdigest()[:16],
             "failing": {str(seed): violations for seed, violations in self.failing.items()},

@@ -45,6 +45,7 @@ ORDER = Saga(
     Step("issue_invoice", compensation="void_invoice", after="charge_card", deadline="30s", **STEP),
     Step("notify_customer", compensation="apologise", after=("book_carrier", "issue_invoice"), **STEP),
     Step("hand_over", compensation="take_back", after="notify_customer", deadline="30s", **STEP),
+    on_sibling_failure="cancel",
     **TIMES,
 )
 

@@ -66,6 +66,7 @@ class Result:
         contended, repeated: sagas for which the weaker promises hold (see ``judge``).
         given_up: sagas in which a step completed in time after the saga-log had given it up.
         weaker: how often that was needed, by invariant.
+        cancelled: how often a step was, because its saga had turned back, by what is known of its effect.
     """
 
     seed: int
@@ -81,6 +82,7 @@ class Result:
     given_up: int = 0
     weaker: Counter[str] = field(default_factory=Counter)
     inbox: bool = False
+    cancelled: Counter[str] = field(default_factory=Counter)
 
 
 class _Keeper(NamedTuple):
@@ -586,4 +588,5 @@ class World:
             len(judge.given_up),
             judge.weaker,
             self._inboxes is not None,
+            judge.cancelled,
         )

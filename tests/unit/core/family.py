@@ -1,7 +1,8 @@
 """Two sagas at once, one a step of the other, with the production fold of both: every order of events (rule 19).
 
-The parent is ``a``, the child, ``c``; the child is ``x``, ``y``. Each saga has its log, its saga-log and its workers.
-Services are simple here: they answer once, and what they know is their effect. What is looked at is what crosses:
+The parent is ``a``, the child, ``c``, or the last two side by side; the child is ``x``, ``y``. Each saga has its log,
+its saga-log and its workers. Services are simple here: they answer once, and what they know is their effect. What is
+looked at is what crosses:
 a saga-log says something in the other log, then in its own, and it may die in between, or live on beside its successor;
 then all that is owed is said again. Faults cost a budget.
 """
@@ -40,6 +41,13 @@ PARENT_ID = "p"
 
 CHILD = Saga("child", Step("x", "undo_x"), Step("y", "undo_y"), deadline="1h")
 PARENT = Saga("parent", Step("a", "undo_a"), Step("s", saga=CHILD, deadline=60), Step("c", "undo_c"), deadline="1h")
+BESIDE = Saga(
+    "parent",
+    Step("a", "undo_a"),
+    Step("s", saga=CHILD, deadline=60, on_sibling_failure="cancel"),
+    Step("c", "undo_c", after="a"),
+    deadline="1h",
+)
 PIVOTED = Saga("child", Step("x", "undo_x"), Step("y", pivot=True), deadline="1h")
 PAST_PIVOT = Saga("parent", Step("a", "undo_a"), Step("s", saga=PIVOTED), Step("c", forward_retries=1), deadline="1h")
 CHILD_ID = "parent/p/s/1"
@@ -312,9 +320,13 @@ class Family:
         return now._replace(effects=tuple(sorted(effects.items())), wrong=tuple(sorted(wrong)))
 
     def _after(self, later: tuple[int, str, int], earlier: tuple[int, str, int]) -> bool:
-        """In the order in which both sagas together run: a, x, y, c."""
-        order = "axyc"
-        return self._undoable(later) and order.index(later[1]) > order.index(earlier[1])
+        """By the contracts, where the child's steps are in the place of the step that it is."""
+        descendants = self.contracts[0].graph.descendants
+        if later[0] == earlier[0]:
+            is_after = later[1] in self.contracts[later[0]].graph.descendants[earlier[1]]
+        else:
+            is_after = later[1] in descendants["s"] if earlier[0] else "s" in descendants[earlier[1]]
+        return self._undoable(later) and is_after
 
     def _record(self, kind: Callable[..., Any], who: int, step: str, saga_round: int, **fields: Any) -> Any:
         return kind(

@@ -13,9 +13,9 @@ from choreo.contract.saga import Saga
 from choreo.core import evolve, said_elsewhere
 from choreo.core.state import SagaState
 from choreo.messages.family import UndoRequested
-from tests.unit.core.family import CHILD, PARENT, PAST_PIVOT, PIVOTED, Budget, explore
+from tests.unit.core.family import BESIDE, CHILD, PARENT, PAST_PIVOT, PIVOTED, Budget, explore
 
-FAMILY, WITH_PIVOT = (PARENT, CHILD), (PAST_PIVOT, PIVOTED)
+FAMILY, SIBLINGS, WITH_PIVOT = (PARENT, CHILD), (BESIDE, CHILD), (PAST_PIVOT, PIVOTED)
 
 CASES: list[tuple[tuple[Saga, Saga], Budget]] = [
     (FAMILY, Budget(failure=2, crash=2)),
@@ -24,6 +24,8 @@ CASES: list[tuple[tuple[Saga, Saga], Budget]] = [
     (FAMILY, Budget(failure=1, timeout=1, crash=1)),
     (FAMILY, Budget(timeout=1, undo_failure=1, act=1, cancel=1)),
     (FAMILY, Budget(timeout=2, child_cancel=1, crash=1)),
+    (SIBLINGS, Budget(failure=2, crash=1)),
+    (SIBLINGS, Budget(failure=1, undo_failure=1, cancel=1)),
     (WITH_PIVOT, Budget(failure=1, cancel=1, child_cancel=1, crash=1)),
     (WITH_PIVOT, Budget(failure=1, undo_failure=1, act=1, cancel=1)),
 ]
@@ -33,7 +35,10 @@ def named(cases: list[tuple[tuple[Saga, Saga], Budget]]) -> list[str]:
     """What may happen in each, and whether there is a pivot."""
     return [
         " ".join(
-            ("pivot" if family is WITH_PIVOT else "", *(f"{what}={n}" for what, n in budget._asdict().items() if n))
+            (
+                {FAMILY: "", SIBLINGS: "cancelled", WITH_PIVOT: "pivot"}[family],
+                *(f"{what}={n}" for what, n in budget._asdict().items() if n),
+            )
         )
         for family, budget in cases
     ]

@@ -7,6 +7,7 @@ A JSON line a result, on standard output and in a file; tables and plots from th
     python -m benchmarks --broker kafka://…   another broker
     python -m benchmarks --only growth        a part: kafka, one-process, growth (several may be given)
     python -m benchmarks --docs               write tables and plots into docs/performance.md, too
+    python -m benchmarks --replayed 10000000  only replay so many records, with a progress bar: minutes
     python -m benchmarks --render FILE        only write tables and plots, from the results of an earlier run
 """
 
@@ -51,12 +52,18 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help=f"directory for what it finds; {RESULTS} by default")
     parser.add_argument("--docs", action="store_true", help="write tables and plots into docs/performance.md, too")
     parser.add_argument("--render", type=Path, metavar="FILE", help="the results of an earlier run")
+    parser.add_argument(
+        "--replayed", type=int, metavar="N", help="only replay so many records, made up as they are read"
+    )
     options = parser.parse_args()
     if options.render is not None:
         print(render(options.render, DOCS if options.docs else options.out))
         return 0
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it speaks of every new topic that has no leader yet
     report = Report(options.out / "results.jsonl", quick=options.quick)
+    if options.replayed is not None:
+        run_beside("benchmarks.long_log", report.path, options.replayed)
+        return 0
     seconds = options.seconds or (5.0 if options.quick else 10.0)
     parts = options.only or PARTS
     report.say(machine())

@@ -23,14 +23,13 @@ def decide(contract: Saga, state: SagaState) -> list[Decision]:
     if state.started and not state.is_paused:
         while _decide_once(contract, state, made):
             continue
-        _answer_parent(state, made)
+        if state.undo != state.undo_answered:
+            _answer_parent(state, made)
     return made
 
 
 def _answer_parent(state: SagaState, made: list[Decision]) -> None:
     """Tell the parent that nothing of the saga stands any more, or that it is past its pivot (rule 19)."""
-    if state.undo == state.undo_answered:
-        return
     if state.pivot == "passed" or (state.is_unwanted and Survey(state).is_settled):
         state.undo_answered = state.undo
         if state.is_unwanted:
@@ -42,12 +41,12 @@ def _decide_once(contract: Saga, state: SagaState, made: list[Decision]) -> bool
     """One round of decisions. True if the state changed, so that more may follow."""
     survey = Survey(state)
     state.round_ready = False
-    if _settle(state, survey, made):
+    if survey.in_flight and _settle(state, survey, made):
         return True
     if state.failing and state.outcome is None:
         return _go_back(contract, state, survey, made)
     # Forward, or after the outcome: what is unwanted is undone beside it (rule 12).
-    if _compensate(contract, state, survey, survey.candidates, made):
+    if survey.candidates and _compensate(contract, state, survey, survey.candidates, made):
         return True
     if state.outcome is not None or state.scheduled:
         return False
@@ -95,7 +94,8 @@ def _settle(state: SagaState, survey: Survey, made: list[Decision]) -> bool:
     What a pause held is asked for likewise: a worker that knew nothing of the pause may be at it (rule 24).
     The command waits in the step's lane behind all that may complete it (rule 3), so its answer is the proof.
     """
-    todo = [key for key in survey.in_flight if (one := state.instance(key)).settling and not one.awaits_answer]
+    instances = state.instances
+    todo = [key for key in survey.in_flight if instances[key].settling and not instances[key].awaits_answer]
     for key in todo:
         generation = state.instance(key).generation + 1
         state.update(key, awaits_answer=True, generation=generation, own=True, compensation_due_ms=0)
@@ -163,7 +163,7 @@ def _go_forward(contract: Saga, state: SagaState, made: list[Decision], *, settl
         return True
     changed = False
     for step, needs in contract.graph.before.items():
-        if step in standing or any(other not in standing for other in needs):
+        if step in standing or not all(map(standing.__contains__, needs)):
             continue
         instance = state.instance((step, state.round))
         if instance.triggered or instance.first is not None:

@@ -149,23 +149,18 @@ def step_completed(contract: Saga, state: SagaState, entry: Entry, record: StepC
     instance = state.instance(key)
     late = record.is_late(entry.at_ms)
     seen = f"completed:{record.run}"
-    (step, saga_round), chained = key, contract.graph.chained[key[0]]
+    saga_round, chained = key[1], contract.graph.chained[key[0]]
     if seen in instance.runs:  # a trigger once more, which matters where the first was held
         _trigger(contract, state, chained if instance.triggered and not late else (), saga_round, entry.at_ms)
         return "duplicate"
-    take_up(state, key)
-    instance = _settled(state, key)
+    if instance.held or instance.settling:
+        take_up(state, key)
+        instance = _settled(state, key)
     on_time = instance.triggered and not late  # what nothing in the log asked for triggers nothing either
-    first = instance.first
-    if instance.in_flight:
-        first = "late" if late else "completed"
-        if saga_round == state.round and not late:
-            state.standing[step] = saga_round
-            if contract[step].pivot:
-                state.pass_pivot()
-        elif saga_round == state.round and state.outcome is None:
-            _record_failure(state, key, LATE, entry.at_ms)
-    keeps_effect = instance.effect is not None and not instance.in_flight
+    first, in_flight = instance.first, instance.in_flight
+    if in_flight:
+        first = _ends(contract, state, entry, key, late=late)
+    keeps_effect = instance.effect is not None and not in_flight
     state.update(
         key,
         first=first,
@@ -176,14 +171,27 @@ def step_completed(contract: Saga, state: SagaState, entry: Entry, record: StepC
         may_stand=True,
         ran_again=instance.ran_again or instance.awaits_answer or instance.stuck,
     )
-    _trigger(contract, state, chained if on_time else (), saga_round, entry.at_ms)
+    if on_time and chained:
+        _trigger(contract, state, chained, saga_round, entry.at_ms)
     if _stands(state, key):
-        return None if instance.in_flight else "duplicate"
+        return None if in_flight else "duplicate"
     if state.outcome is not None:
         return "repair"
     if not instance.triggered:
         return "not_decided"
     return "late" if late else "unwanted"
+
+
+def _ends(contract: Saga, state: SagaState, entry: Entry, key: Key, *, late: bool) -> First:
+    """The completion is the instance's first outcome: on time it stands, late it is a failure (rules 7, 15)."""
+    step, saga_round = key
+    if saga_round == state.round and not late:
+        state.standing[step] = saga_round
+        if contract[step].pivot:
+            state.pass_pivot()
+    elif saga_round == state.round and state.outcome is None:
+        _record_failure(state, key, LATE, entry.at_ms)
+    return "late" if late else "completed"
 
 
 def step_failed(contract: Saga, state: SagaState, entry: Entry, record: StepFailed, key: Key) -> Note | None:
@@ -433,9 +441,10 @@ def evolve(contract: Saga, state: SagaState, entry: Entry) -> Note | None:
 def _trigger(contract: Saga, state: SagaState, steps: tuple[str, ...], saga_round: int, at_ms: int) -> None:
     """These steps are in flight from here on, wanted or not (rule 4)."""
     _, saga_due_ms = state.lineage(saga_round)
+    is_paused = state.is_paused
     for step in steps:
         instance = state.instance((step, saga_round))
-        if state.is_paused:
+        if is_paused:
             if not instance.triggered:
                 state.update((step, saga_round), held=True)
         elif not instance.due_ms:
@@ -462,7 +471,7 @@ def _settled(state: SagaState, key: Key) -> Instance:
 
 def _stands(state: SagaState, key: Key) -> bool:
     """Whether the instance's effect is wanted, as far as is decided: it stands, itself and not its substitute."""
-    if state.is_unwanted:
+    if state.outcome is not None and state.is_unwanted:
         return False
     return state.standing.get(key[0]) == key[1] and state.instance(key).offer != "taken"
 
@@ -492,6 +501,8 @@ def _undone(state: SagaState, key: Key, how: Any) -> None:
 
 def _user_value(state: SagaState, entry: Entry, value: msgspec.Raw) -> bytes:
     """A user's value in the saga's codec."""
+    if entry.content_type == state.content_type:
+        return bytes(value)
     try:
         return transcode(bytes(value), entry.content_type, state.content_type)
     except Undecodable:

@@ -7,6 +7,7 @@ input, has a chain of its own that settles and is undone (rule 13); its instance
 
 from __future__ import annotations
 
+from copy import copy
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
@@ -348,10 +349,10 @@ class SagaState(msgspec.Struct, omit_defaults=True):
 
     def copy(self) -> SagaState:
         """A state of its own to work on: containers are copied, the frozen values in them shared."""
-        copy = msgspec.structs.replace(self)
-        copy.standing = dict(self.standing)
-        copy.instances = dict(self.instances)
-        return copy
+        duplicate = copy(self)
+        duplicate.standing = self.standing.copy()
+        duplicate.instances = self.instances.copy()
+        return duplicate
 
     def is_skipped(self, step: str) -> bool:
         """Whether it stands because its condition did not hold, and not because it has run."""

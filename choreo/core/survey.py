@@ -17,22 +17,22 @@ class Survey:
     """
 
     def __init__(self, state: SagaState) -> None:
-        going_back = (state.failing and not state.only_forward) or state.is_unwanted
+        going_back = (state.failing and not state.only_forward) or (state.outcome is not None and state.is_unwanted)
+        standing = state.standing
         self.in_flight: list[Key] = []
         self.awaiting: list[Key] = []
         self.stuck: list[Key] = []
         self.candidates: list[Key] = []
         for key, instance in state.instances.items():
-            if instance.in_flight or (instance.settling and not instance.stuck):
+            # As ``instance.in_flight``, which would be a call for each instance at each record.
+            if (instance.first is None and instance.triggered) or (instance.settling and not instance.stuck):
                 self.in_flight.append(key)
             elif instance.awaits_answer:
                 self.awaiting.append(key)
             elif instance.stuck:
                 self.stuck.append(key)
-            elif instance.may_stand:
-                wanted = not going_back and state.standing.get(key[0]) == key[1] and instance.offer != "taken"
-                if not wanted:
-                    self.candidates.append(key)
+            elif instance.may_stand and (going_back or standing.get(key[0]) != key[1] or instance.offer == "taken"):
+                self.candidates.append(key)
         self.uncompensated = [*self.candidates, *self.awaiting, *self.stuck]
 
     @property

@@ -18,6 +18,7 @@ from choreo import ids
 from choreo.messages import base, pauses, values
 from choreo.messages.family import Parent, SagaUndone, UndoRequested
 from choreo.messages.values import (
+    ContractHash,
     Counter,
     Effects,
     Millis,
@@ -59,7 +60,7 @@ class SagaStarted(Record, frozen=True, kw_only=True, omit_defaults=True, tag="sa
         parent: the step of another saga that this saga is (rule 19); ``None`` for one that somebody started.
     """
 
-    contract_hash: Annotated[str, msgspec.Meta(pattern=ids.CONTRACT_HASH_PATTERN)]
+    contract_hash: ContractHash
     request: RunId
     saga_deadline_ms: Millis
     input: msgspec.Raw

@@ -140,10 +140,11 @@ def _described(title: str, body: Mapping[str, Any]) -> Document:
 def _portable(schema: Any) -> Any:
     r"""The schema without Python's ``\Z``, which elsewhere is written ``$``."""
     if isinstance(schema, Mapping):
-        return {
-            key: value.replace(r"\Z", "$") if key == "pattern" and isinstance(value, str) else _portable(value)
-            for key, value in schema.items()
-        }
+        portable = {key: _portable(value) for key, value in schema.items() if key != "pattern"}
+        if "pattern" in schema:  # at the end, wherever it is said
+            pattern = schema["pattern"]
+            portable["pattern"] = pattern.replace(r"\Z", "$") if isinstance(pattern, str) else _portable(pattern)
+        return portable
     return [_portable(item) for item in schema] if isinstance(schema, list) else schema
 
 

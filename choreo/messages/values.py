@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 import msgspec
 
 from choreo import ids
+from choreo.messages.alphabets import alphabet
 
-SagaId = Annotated[str, msgspec.Meta(pattern=ids.SAGA_ID_PATTERN, max_length=200)]
-SagaName = Annotated[str, msgspec.Meta(pattern=ids.SAGA_NAME_PATTERN)]
-StepName = Annotated[str, msgspec.Meta(pattern=ids.STEP_NAME_PATTERN)]
-StartHash = Annotated[str, msgspec.Meta(pattern=ids.START_HASH_PATTERN)]
+SagaId = Annotated[str, alphabet(ids.SAGA_ID_PATTERN, max_length=200)]
+SagaName = Annotated[str, alphabet(ids.SAGA_NAME_PATTERN)]
+StepName = Annotated[str, alphabet(ids.STEP_NAME_PATTERN)]
+StartHash = Annotated[str, alphabet(ids.START_HASH_PATTERN)]
+ContractHash = Annotated[str, alphabet(ids.CONTRACT_HASH_PATTERN)]
 Counter = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
 Round = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Millis = Annotated[int, msgspec.Meta(ge=0, le=2**53)]

@@ -94,7 +94,8 @@ class Window:
         self._states: dict[str, SagaState] = {}
         self._settled: OrderedDict[str, None] = OrderedDict()
         self._ended: list[SagaState] = []
-        self._let_go = BloomFilter(records_max // _RECORDS_PER_SAGA)
+        # So few wrong answers that a further pass, which reads everything again, is seldom for them alone.
+        self._let_go = BloomFilter(records_max // _RECORDS_PER_SAGA, bits_each=32, probes=11)
         self._waiting: set[str] = set()
         self._type_pause = TypePause()
 

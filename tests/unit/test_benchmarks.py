@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.growth import RECORDS, History, Run, replay
+from benchmarks import long_log
+from benchmarks.growth import RECORDS, TOPIC, History, Run, replay
 from benchmarks.load import Load, apply
 from benchmarks.render import BEGIN, END, render
 from benchmarks.report import Report, read
 from benchmarks.service import measure
+from choreo.broker.memory import MemoryBroker
+from choreo.broker.port import TopicPartition
 
 
 async def test_made_up_sagas_finish_and_are_counted(tmp_path: Path) -> None:
@@ -18,6 +21,20 @@ async def test_made_up_sagas_finish_and_are_counted(tmp_path: Path) -> None:
     (result,) = read(report.path)
     assert result["records"] == 40 * RECORDS
     assert result["per_second"] > 0
+
+
+async def test_a_long_log_is_read_to_its_end_as_often_as_a_replay_asks(tmp_path: Path) -> None:
+    report = Report(tmp_path / "results.jsonl", quick=True)
+    await long_log.measure(report, 1_900)
+    (result,) = read(report.path)
+    assert (result["records"], result["sagas"]) == (2_000, 400)
+    reader = await long_log.LongLog(await MemoryBroker.open("memory://read-again"), 600).reader()
+    tp = TopicPartition(TOPIC, 0)
+    for _ in range(2):
+        reader.seek(tp, 250)
+        messages = [message for _ in range(2) for message in await reader.poll(timeout_s=0.1)]
+        assert [message.offset for message in messages] == list(range(200, 600))
+        assert {len(message.key or b"") for message in messages} == {32}
 
 
 async def test_the_saga_log_by_itself_folds_what_is_made_up(tmp_path: Path) -> None:

@@ -193,16 +193,18 @@ class RunnerWorld(Stage):
 class BrokerWorld(Stage):
     """Runtimes over a broker, several of each, each with a connection of its own."""
 
-    def __init__(self, url: str | None) -> None:
+    def __init__(self, url: str | None, *, stops_within_s: float = 1.0) -> None:
         """Make a world.
 
         Args:
             url: of a real broker, in real time; by default one in memory, in virtual time.
+            stops_within_s: what its parts get to end in order; then they end as by death.
         """
         super().__init__()
         self.metrics = Metrics()
         self.clock = SystemClock()
         self._url = url
+        self._stops_within_s = stops_within_s
         self._number = next(_numbers)
         self._close = AsyncExitStack()
         self._services: dict[str, Service] = {}
@@ -223,6 +225,7 @@ class BrokerWorld(Stage):
         contracts = {key: saga for service in services for key, saga in service.contracts.items()}
         self._contracts = tuple(contracts.values())
         self._broker = await self._open()
+        self._close.push_async_callback(self._broker.close)
         await ensure_saga_topics(self._broker, self._contracts, partitions=3)
         self._client = await self._close.enter_async_context(
             Client(self._broker, content_type=MSGPACK, clock=self.clock)
@@ -288,8 +291,9 @@ class BrokerWorld(Stage):
     async def _stop(self) -> None:
         """End everything: in order where that is quick, and as by death where a handler hangs."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(self._stops_within_s):
                 await asyncio.gather(*(part.stop() for part in tuple(self._parts)))
+                await asyncio.gather(*(task for tasks in self._tasks.values() for task in tasks))
         await self.kill()
 
     def _is_ready(self) -> bool:

@@ -85,6 +85,10 @@ semantics: setup-dev  ## the table of what choreo means, run
 bench: setup-dev  ## measure choreo beside the limits of its wire, over a local Kafka (QUICK=1: a few minutes; DOCS=1: write the page)
 	$(RUN) -m benchmarks $(if $(BROKER),--broker $(BROKER)) $(if $(QUICK),--quick) $(if $(DOCS),--docs) $(BENCH_ARGS)
 
+.PHONY: scale
+scale: setup-dev  ## write docs/scale.md from the costs that the benchmark measured last
+	$(RUN) -m benchmarks.scale
+
 kafka:  ## run a local Kafka in the foreground (needs Java 17 and Maven, no containers)
 	$(PYTHON) deploy/kafka/local_kafka.py run
 

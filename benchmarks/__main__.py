@@ -6,7 +6,7 @@ A JSON line a result, on standard output and in a file; tables and plots from th
     python -m benchmarks --quick              the main figures: a few minutes
     python -m benchmarks --broker kafka://…   another broker
     python -m benchmarks --only growth        a part: kafka, one-process, growth (several may be given)
-    python -m benchmarks --docs               write tables and plots into docs/performance.md, too
+    python -m benchmarks --docs               write tables and plots into docs/performance.md, docs/scale.md after them
     python -m benchmarks --replayed 10000000  only replay so many records, with a progress bar: minutes
     python -m benchmarks --render FILE        only write tables and plots, from the results of an earlier run
 """
@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks import scale
 from benchmarks.over_kafka import measure_over_kafka
 from benchmarks.render import DOCS, render
 from benchmarks.report import Report
@@ -58,6 +59,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.render is not None:
         print(render(options.render, DOCS if options.docs else options.out))
+        if options.docs:
+            print(scale.follow(options.render))
         return 0
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it speaks of every new topic that has no leader yet
     report = Report(options.out / "results.jsonl", quick=options.quick)
@@ -93,6 +96,8 @@ def main() -> int:
                 if not options.quick:
                     run_beside("benchmarks.one_process", url, work, report.path, seconds, "full")
     print(render(report.path, DOCS if options.docs else options.out), file=sys.stderr)
+    if options.docs:
+        report.progress(scale.follow(report.path))
     report.progress(f"done; failed: {', '.join(report.failed) or 'nothing'}")
     return bool(report.failed)
 

@@ -58,9 +58,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     if options.render is not None:
-        print(render(options.render, DOCS if options.docs else options.out))
-        if options.docs:
-            print(scale.follow(options.render))
+        print(show(options.render, options))
         return 0
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it speaks of every new topic that has no leader yet
     report = Report(options.out / "results.jsonl", quick=options.quick)
@@ -95,11 +93,15 @@ def main() -> int:
                 run_async(lambda: measure_over_kafka(report, url, pid, seconds, work))
                 if not options.quick:
                     run_beside("benchmarks.one_process", url, work, report.path, seconds, "full")
-    print(render(report.path, DOCS if options.docs else options.out), file=sys.stderr)
-    if options.docs:
-        report.progress(scale.follow(report.path))
+    print(show(report.path, options), file=sys.stderr)
     report.progress(f"done; failed: {', '.join(report.failed) or 'nothing'}")
     return bool(report.failed)
+
+
+def show(results: Path, options: argparse.Namespace) -> str:
+    """Write tables and plots where they are wanted, and what follows from them."""
+    text = render(results, DOCS if options.docs else options.out)
+    return f"{text}\n\n{scale.follow(results)}" if options.docs else text
 
 
 def machine() -> dict[str, object]:

@@ -122,6 +122,7 @@ class _Consumer:
         if self._on_assigned is not None:
             on_assigned, self._on_assigned = self._on_assigned, None
             await on_assigned(self._tps)
+            return ()  # what comes now would be for partitions that nobody has opened yet
         await asyncio.sleep(0)
         batch = self._broker.next()
         if not batch:

@@ -309,11 +309,12 @@ class SagaState(msgspec.Struct, omit_defaults=True):
 
     @property
     def phase(self) -> Phase:
-        if any(instance.stuck for instance in self.instances.values()):
-            return Phase.STUCK
-        if self.is_unwanted and self.undo > self.undo_answered:
-            return Phase.COMPENSATING
+        for instance in self.instances.values():
+            if instance.stuck:
+                return Phase.STUCK
         if self.outcome is not None:
+            if self.is_unwanted and self.undo > self.undo_answered:
+                return Phase.COMPENSATING
             return Phase.COMPENSATED if self.is_unwanted else Phase(self.outcome.kind)
         if self.failing and not self.only_forward:
             return Phase.COMPENSATING

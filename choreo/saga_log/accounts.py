@@ -18,7 +18,7 @@ from choreo.observe.log import private, trace_id_of
 from choreo.observe.metrics import Metrics, exemplar_of
 from choreo.saga_log.intake import Contracts, Unheld
 from choreo.saga_log.shard import IN_PROGRESS, Applied, Seen, Shard
-from choreo.saga_log.tracers import SagaEvent, SagaTracers, events_of
+from choreo.saga_log.tracers import SagaEvent, SagaTracers, events_of, says_something
 
 logger = logging.getLogger("choreo.saga_log")
 
@@ -109,11 +109,12 @@ class Accounts:
             self._say_stuck(shard.saga, state)
 
     def _count(self, saga: str, seen: Seen) -> None:
-        metrics, (entry, _, (state, _, note)) = self._metrics, seen
-        events = tuple(events_of(self._contracts(saga, state.version), seen))
-        for event in events:
-            self._count_event(state, event)
-        self._tracers.tell(events)
+        metrics, (entry, before, (state, owed, note)) = self._metrics, seen
+        if says_something(before, state, owed):  # few records do
+            events = tuple(events_of(self._contracts(saga, state.version), seen))
+            for event in events:
+                self._count_event(state, event)
+            self._tracers.tell(events)
         if isinstance(entry.record, StepSkipped) and note is None:
             metrics.steps_skipped.labels(saga, entry.record.step).inc()
         if note is not None:

@@ -30,7 +30,8 @@ class Kept:
         self._values.move_to_end(saga_id)
         if len(self._values) > self._values_max:
             oldest, value = self._values.popitem(last=False)
-            self._bytes[oldest] = encoded(value)
+            # A copy, which takes no more than it is long: the encoder's bytes lie in a buffer that had room for more.
+            self._bytes[oldest] = bytes(memoryview(encoded(value)))
 
     def get(self, saga_id: str) -> SagaState | None:
         """The saga's state; ``None`` if it is not kept."""

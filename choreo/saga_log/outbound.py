@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 import msgspec
+from prometheus_client import Counter
 
 from choreo.broker.port import Appended, Headers, Producer
 from choreo.broker.topics import saga_topic
@@ -47,6 +48,7 @@ class Outbound:
         self._producer = producer
         self._clock = clock
         self._metrics = metrics
+        self._said: dict[str, Counter] = {}  # counters of what was appended, by topic: to find one takes longer
 
     async def decisions(self, unsent: Unsent, wanted: Callable[[], bool]) -> bool:
         """Append what is owed to one saga, each after the one before is in the log.
@@ -87,7 +89,9 @@ class Outbound:
                 outage = True
                 await self._clock.sleep(RETRY_PAUSE_S)
             else:
-                self._metrics.messages_produced.labels(topic, "ok").inc()
+                if (said := self._said.get(topic)) is None:
+                    said = self._said[topic] = self._metrics.messages_produced.labels(topic, "ok")
+                said.inc()
                 return appended
 
     async def _decision(self, unsent: Unsent, decision: Decision, wanted: Callable[[], bool]) -> Appended | None:

@@ -355,16 +355,17 @@ class Shard:
         phase = state.phase if state.started else None
         if phase not in IN_PROGRESS:
             phase = None
-        counted = self._phase_counted.pop(state.saga_id, None)
+        if phase is not None and not before.started:
+            heappush(self._starts, (state.began_ms, state.saga_id))
+        counted = self._phase_counted.get(state.saga_id)
+        if phase is counted:
+            return
+        if counted is not None:
+            self.phases[counted] -= 1
+            del self._phase_counted[state.saga_id]
         if phase is not None:
+            self.phases[phase] += 1
             self._phase_counted[state.saga_id] = phase
-            if not before.started:
-                heappush(self._starts, (state.began_ms, state.saga_id))
-        if phase is not counted:
-            if counted is not None:
-                self.phases[counted] -= 1
-            if phase is not None:
-                self.phases[phase] += 1
 
     def _set_timers(self) -> None:
         untimed, self._untimed = self._untimed, set()

@@ -20,6 +20,7 @@ from typing import Literal
 import msgspec
 
 from choreo.contract.saga import Saga
+from choreo.core import Decision, SagaState
 from choreo.core.commands import remaining
 from choreo.errors import DefinitionError
 from choreo.messages.records import Failure
@@ -65,11 +66,16 @@ class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     traceparent: str | None = None
 
 
+def says_something(before: SagaState, state: SagaState, owed: Sequence[Decision]) -> bool:
+    """Whether there may be anything to tell of a record."""
+    return bool(owed) or state.finished_ms != before.finished_ms or state.started != before.started
+
+
 def events_of(contract: Saga | None, seen: Seen) -> Iterator[SagaEvent]:
     """What a record brought about for the saga. Without its contract, ``steps`` and ``remaining`` are empty."""
     entry, before, (state, owed, _) = seen
-    if not owed and state.started == before.started and state.finished_ms == before.finished_ms:
-        return  # most records
+    if not says_something(before, state, owed):
+        return
     failed = state.first_failure()
     about = SagaEvent(
         kind="saga_started",

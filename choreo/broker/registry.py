@@ -7,15 +7,15 @@ started. Beside them is what each service runs (``announcement``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from choreo.broker.announcement import ANNOUNCEMENT_HEADERS, Announcement, from_bytes, is_announcement, to_bytes
 from choreo.broker.port import Broker, TopicPartition
-from choreo.broker.topics import CONTRACTS_TOPIC, saga_topic, topic_specs
+from choreo.broker.topics import CONTRACTS_TOPIC, dead_letter_topic, saga_topic, topic_specs
 from choreo.contract.document import from_json, to_json
 from choreo.contract.policy import duration_text
 from choreo.contract.saga import Saga, with_children
-from choreo.errors import ChoreoError, ConfigurationError, DefinitionError
+from choreo.errors import ChoreoError, ConfigurationError, DefinitionError, TopicError
 from choreo.messages.headers import JSON
 
 PARTITIONS_DEFAULT = 6
@@ -124,13 +124,24 @@ async def ensure_saga_topics(
                 f"retention {duration_text(retention_ms)} is not longer than the deadline of saga {name!r}, "
                 f"{duration_text(deadline_ms)}: a saga's start would be deleted while it runs. Raise the retention"
             )
-        count = partitions
-        if count is None:
-            topic = saga_topic(name)
-            count = await broker.partitions(topic) if topic in existing else PARTITIONS_DEFAULT
+        count = await _partitions_of(broker, name, existing) if partitions is None else partitions
         await broker.ensure_topics(
             topic_specs(name, partitions=count, retention_ms=retention_ms, replication_factor=replication_factor)
         )
+
+
+async def _partitions_of(broker: Broker, saga_name: str, existing: Collection[str]) -> int:
+    """How many partitions a saga's topics have; the default where there are none."""
+    topic, letters = saga_topic(saga_name), dead_letter_topic(saga_name)
+    counts = {each: await broker.partitions(each) for each in (topic, letters) if each in existing}
+    if len(set(counts.values())) > 1:
+        raise TopicError(
+            f"topic {topic!r} has {counts[topic]} partitions and {letters!r} has {counts[letters]}: one of them was "
+            "grown. Sagas under way would be looked for in other partitions than they are in, so nothing starts here. "
+            f"Make a new topic with {max(counts.values())} partitions, for a saga of another name "
+            "(docs/scale.md, More partitions)"
+        )
+    return counts.get(topic, PARTITIONS_DEFAULT)
 
 
 async def register(broker: Broker, sagas: Sequence[Saga]) -> Registry:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.codec import gzip_encode
 from aiokafka.errors import NotLeaderForPartitionError, OutOfOrderSequenceNumber
 from aiokafka.partitioner import murmur2 as aiokafkas_murmur2
@@ -25,6 +25,7 @@ from aiokafka.structs import TopicPartition as KafkaTopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
+from choreo import Saga, Step
 from choreo.broker.kafka import KafkaBroker, Quarantined, internals
 from choreo.broker.kafka.fetch_codec import FetchResponse, LeanFetch
 from choreo.broker.kafka.partitioner import murmur2
@@ -32,6 +33,7 @@ from choreo.broker.kafka.salvage import Salvage, salvage
 from choreo.broker.kafka.settings import KafkaSettings
 from choreo.broker.kafka.stalls import StallWatch
 from choreo.broker.port import Appended, Committed, Consumer, Message, Reader, TopicPartition, TopicSpec
+from choreo.broker.registry import ensure_saga_topics
 from choreo.errors import BrokerUnavailable, ChoreoError, ConfigurationError, RecordTooLarge, TopicError, Undecodable
 from choreo.messages.codec import decode
 from choreo.messages.headers import MISPLACED, UNREADABLE
@@ -202,6 +204,26 @@ async def test_a_header_key_that_is_not_text_is_delivered_under_a_mark_and_keeps
     assert "UnicodeDecodeError" in poison.records[0].error
     assert {record.value for record in poison.records} == {b"bad"}
     assert poison.records[0].headers == ((b"\xff" * 11, b"1"),)
+
+
+@kafka
+async def test_a_topic_that_was_grown_is_refused_with_what_to_do(broker: KafkaBroker, kafka_url: str) -> None:
+    name = unique("grown")
+    saga = Saga(name, Step("one"))
+    await ensure_saga_topics(broker, [saga], partitions=2)
+    await ensure_saga_topics(broker, [saga])
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_url.removeprefix("kafka://").partition("?")[0])
+    await admin.start()
+    await admin.create_partitions({f"choreo.{name}": NewPartitions(4)})
+    await admin.close()
+    async with asyncio.timeout(DEADLINE_S):
+        while await broker.partitions(f"choreo.{name}") != 4:
+            await asyncio.sleep(0.1)
+    with pytest.raises(TopicError, match=r"has 4 partitions and .* has 2: one of them was grown") as refusal:
+        await ensure_saga_topics(broker, [saga])
+    assert "More partitions" in str(refusal.value)
+    with pytest.raises(TopicError, match="Growing it would move sagas"):
+        await ensure_saga_topics(broker, [saga], partitions=2)
 
 
 @kafka

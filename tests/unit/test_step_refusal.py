@@ -20,6 +20,7 @@ from choreo.step.perform import Performer
 from tests.unit.step_world import (
     ORDER,
     QUICK,
+    World,
     compensate,
     completed,
     execute,
@@ -73,6 +74,48 @@ async def test_an_undecodable_trigger_is_answered_once_also_after_a_crash() -> N
     failures = await world.answers(StepFailed)
     # Its answer is found as one without effect, so after the crash it is not said again: nothing can have run.
     assert len(failures) == 1
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["", "and the process dies between them"])
+async def test_a_good_copy_behind_a_damaged_one_is_not_run_but_answered_again(*, dies: bool) -> None:
+    # The saga-log may not have taken the refusal: it came before what it answers. Only a further answer ends the wait.
+    world, calls = await make_world(), []
+    options = msgspec.structs.replace(QUICK, commit_interval_s=3_600)
+
+    def service() -> Service:
+        return payment(lambda ctx: calls.append(ctx.saga_id))
+
+    async with running(world, service(), options=options) as handle:
+        await world.send_raw("s-1", b"{no json", headers_of(completed()))
+        await world.answer(StepFailed)
+        if dies:
+            await handle.crash()
+        else:
+            await send_good_copies(world)
+    if dies:
+        async with running(world, service()):
+            await send_good_copies(world)
+    refused, again = await world.answers(StepFailed)
+    assert (refused.effect, refused.failure.code) == ("none", "undecodable")
+    assert (again.effect, again.failure.kind, again.failure.code) == ("unknown", "cancelled", "redelivered")
+    assert calls == []
+
+
+async def send_good_copies(world: World) -> None:
+    await world.send(completed())
+    await world.answers(StepFailed, count=2)
+    await world.send(completed())  # once more, which is settled by now
+    await asyncio.sleep(0.1)
+
+
+async def test_a_damaged_copy_behind_a_good_one_is_passed_over() -> None:
+    world = await make_world()
+    async with running(world, payment()):
+        await world.send(completed())
+        await world.answer(StepCompleted)
+        await world.send_raw("s-1", b"{no json", headers_of(completed()))
+        await until_committed(world)
+    assert not [entry for entry in await world.log() if isinstance(entry.record, StepFailed)]
 
 
 @pytest.mark.parametrize(

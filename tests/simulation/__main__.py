@@ -26,22 +26,26 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="run this one alone")
     parser.add_argument("--trace", action="store_true", help="print all that happens")
     parser.add_argument("--inbox", action="store_true", help="let the services have inboxes")
+    parser.add_argument("--pauses", action="store_true", help="let operators pause sagas, and all of them")
     asked = parser.parse_args()
     if asked.seed is not None:
-        result = simulate(asked.seed, sagas=asked.sagas, say=print if asked.trace else None, inbox=asked.inbox)
+        say = print if asked.trace else None
+        result = simulate(asked.seed, sagas=asked.sagas, say=say, inbox=asked.inbox, pauses=asked.pauses)
         if result.violations:
             print(f"\n{failure(result, asked.sagas)}")
         print(f"seed {asked.seed}: log {result.digest}, {len(result.violations)} violations")
         return 1 if result.violations else 0
     seeds = range(asked.first, asked.first + asked.seeds)
-    return run_many(seeds, asked.sagas, asked.jobs, asked.report, inbox=asked.inbox)
+    return run_many(seeds, asked.sagas, asked.jobs, asked.report, inbox=asked.inbox, pauses=asked.pauses)
 
 
-def run_many(seeds: range, sagas: int, jobs: int, report: Path | None, *, inbox: bool = False) -> int:
+def run_many(
+    seeds: range, sagas: int, jobs: int, report: Path | None, *, inbox: bool = False, pauses: bool = False
+) -> int:
     """Run seeds in several processes, tell how it goes, and come to an exit status."""
     totals = Totals(sagas)
     began = told = time.monotonic()
-    for result in run(seeds, sagas, jobs, inbox=inbox):
+    for result in run(seeds, sagas, jobs, inbox=inbox, pauses=pauses):
         totals.add(result)
         if result.violations:
             print(f"\n{failure(result, sagas)}", flush=True)

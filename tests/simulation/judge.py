@@ -33,6 +33,7 @@ from choreo.broker.offsets import OffsetTracker
 from choreo.broker.port import Committed, Message, TopicPartition
 from choreo.broker.topics import dead_letter_topic, saga_topic
 from choreo.core import Entry, Phase, SagaState, fold, refuse
+from choreo.core.fold import Folded
 from choreo.core.state import Note, Outcome
 from choreo.core.survey import Survey
 from choreo.messages.records import (
@@ -44,14 +45,17 @@ from choreo.messages.records import (
     RoundStarted,
     SagaCompensated,
     SagaCompleted,
+    SagaPaused,
     SagaStarted,
     SagaStuck,
     StepCompensated,
     StepCompleted,
     StepFailed,
+    TypePaused,
 )
 from choreo.saga_log.intake import Refused, read_entry
 from choreo.saga_log.outbound import SOURCE
+from choreo.saga_log.type_pause import TypePause, concerned
 from choreo.step import CompensationContext, Context
 from tests.simulation.effects import Effects, Row, row_of
 from tests.simulation.faults import Faults
@@ -60,6 +64,9 @@ from tests.simulation.shapes import Shape
 
 COMMANDS = (Execute, CancelStep, Compensate, SagaStuck, RoundStarted)
 OUTCOMES = (SagaCompleted, SagaCompensated)
+SAID_IN_A_PAUSE = ("refuse_start", "refuse_cancel", "stuck", "complete", "compensated")
+"""What answers a client, or says again what was decided before."""
+
 ANSWERS = (StepCompleted, StepFailed, StepCompensated, CompensationFailed)
 WITH_CONTENT = (Execute, Compensate, *OUTCOMES)
 
@@ -93,6 +100,7 @@ class Judge:
         weaker: what was found there and would be a violation elsewhere.
         stuck: the sagas that wait for an operator.
         is_strict: no promise is weaker, because every step works in the transactions of an inbox.
+        paused: how often a pause began, of one saga or of the type in a partition, and how many triggers were held.
         digest: of all that was appended and done, in order.
     """
 
@@ -115,6 +123,7 @@ class Judge:
         self.cancelled: Counter[str] = Counter()
         self.weaker: Counter[str] = Counter()
         self.stuck: dict[str, None] = {}
+        self.paused: Counter[str] = Counter()
         self.digest = sha256()
         self.records = 0
         self.is_strict = False
@@ -125,6 +134,8 @@ class Judge:
         self._content: dict[bytes, bytes] = {}
         self._work: dict[TopicPartition, list[tuple[Work, ...]]] = defaultdict(list)
         self._triggers: Counter[Work] = Counter()
+        self._held: set[Work] = set()
+        self._type_pauses: dict[TopicPartition, TypePause] = defaultdict(TypePause)
         self._answered: set[Work] = set()
         self._runs: dict[Work, set[str]] = defaultdict(set)
         self._active: Counter[tuple[str, str, str]] = Counter()
@@ -300,10 +311,13 @@ class Judge:
 
     def _record(self, message: Message, entry: Entry, sender: Process | None) -> None:
         record, saga_id = entry.record, entry.record.saga_id
+        if self._type_pauses[message.tp].see(entry):
+            self._of_type(message.tp, entry)
+            return
         state = self.states.get(saga_id) or SagaState(saga_id)
-        works = self._asked(entry)
-        self._work[message.tp].append(works)
-        self._triggers.update(works)
+        if (pause := self._type_pauses[message.tp].before(state, record)) is not None:
+            state = fold(self.shape.contract, state, pause).state
+        self._work[message.tp].append(self._begun(entry, state))
         folded = fold(self.shape.contract, state, entry)
         self.states[saga_id] = folded.state
         self._say(f"{message.tp}@{message.offset} {_short(entry)}{f' ({folded.note})' if folded.note else ''}")
@@ -315,6 +329,7 @@ class Judge:
                 self.given_up.add(saga_id)
         if isinstance(record, OperatorActed) and folded.note is None:
             self._undo_by_hand(record, state)
+        self._judge_pause(entry, state, folded)
         self._judge_record(message, entry, folded.note)
         self._judge_timer(entry, state, folded.note)
         if folded.state.failing and any(decision.kind == "execute" for decision in folded.owed):
@@ -324,6 +339,35 @@ class Judge:
             self.stuck[saga_id] = None
         else:
             self.stuck.pop(saga_id, None)
+
+    def _begun(self, entry: Entry, state: SagaState) -> tuple[Work, ...]:
+        """What the record asks of services that know of all pauses."""
+        works = self._asked(entry)
+        self._triggers.update(works)
+        if self._held.intersection(works):  # it has left no trace at its service, so a repeated event may run it
+            self.repeated.add(state.saga_id)
+        if not (state.is_paused and isinstance(entry.record, SagaStarted | StepCompleted)):
+            return works
+        self._held.update(works)
+        self.paused["held"] += len(works)
+        return ()
+
+    def _judge_pause(self, entry: Entry, before: SagaState, folded: Folded) -> None:
+        """In a pause nothing is decided (rule 24)."""
+        self.paused["saga"] += isinstance(entry.record, SagaPaused) and folded.note is None
+        is_paused = before.is_paused and folded.state.is_paused
+        if is_paused and any(one.kind not in SAID_IN_A_PAUSE for one in folded.owed):
+            self._violated("S6", before.saga_id, f"{_short(entry)} makes a paused saga go on: {folded.owed}")
+
+    def _of_type(self, tp: TopicPartition, entry: Entry) -> None:
+        """A pause of the type, or its end: it is for all sagas of the partition that have begun and are not over."""
+        self._work[tp].append(())
+        self.paused["type"] += isinstance(entry.record, TypePaused)
+        self._say(f"{tp}@{entry.offset} {type(entry.record).__name__}")
+        for state in concerned([state for state in self.states.values() if self.place_of(state.saga_id) == tp]):
+            folded = fold(self.shape.contract, state, entry)
+            self.states[state.saga_id] = folded.state
+            self._judge_outcome(state.saga_id, state.outcome, folded.state)
 
     def _judge_record(self, message: Message, entry: Entry, note: Note | None) -> None:
         record, saga_id = entry.record, entry.record.saga_id

@@ -32,6 +32,7 @@ class Totals:
         self.outcomes: Counter[str] = Counter()
         self.weaker: Counter[str] = Counter()
         self.cancelled: Counter[str] = Counter()
+        self.paused: Counter[str] = Counter()
         self.failing: dict[int, list[str]] = {}
         self._digest = sha256()
 
@@ -52,6 +53,7 @@ class Totals:
         self.outcomes += result.outcomes
         self.weaker += result.weaker
         self.cancelled += result.cancelled
+        self.paused += result.paused
         self._digest.update(result.digest.encode())
         if result.violations:
             self.failing[result.seed] = result.violations
@@ -71,6 +73,7 @@ class Totals:
             f"kinds that never fired: {', '.join(self.never_fired) or 'none'}",
             f"sagas in which a step completed in time after it was given up: {counts['given_up']}",
             f"steps cancelled because their saga had turned back, by effect: {_listed(self.cancelled)}",
+            f"pauses, and triggers that were held: {_listed(self.paused)}",
             f"sagas under weaker promises: {counts['contended']} contended, {counts['repeated']} repeated",
             f"  needed for: {_listed(self.weaker)}",
             f"all courses together: {self._digest.hexdigest()[:16]}",
@@ -109,7 +112,7 @@ def failure(result: Result, sagas: int) -> str:
     return (
         f"seed {result.seed}: {len(result.violations)} violations\n{shown}\n"
         f"again: python -m tests.simulation --seed {result.seed} --sagas {sagas} --trace"
-        f"{' --inbox' if result.inbox else ''}"
+        f"{' --inbox' if result.inbox else ''}{' --pauses' if result.paused else ''}"
     )
 
 

@@ -66,6 +66,7 @@ class Result:
         contended, repeated: sagas for which the weaker promises hold (see ``judge``).
         given_up: sagas in which a step completed in time after the saga-log had given it up.
         weaker: how often that was needed, by invariant.
+        paused: as the judge's.
         cancelled: how often a step was, because its saga had turned back, by what is known of its effect.
     """
 
@@ -83,6 +84,7 @@ class Result:
     weaker: Counter[str] = field(default_factory=Counter)
     inbox: bool = False
     cancelled: Counter[str] = field(default_factory=Counter)
+    paused: Counter[str] = field(default_factory=Counter)
 
 
 class _Keeper(NamedTuple):
@@ -95,12 +97,15 @@ class _Keeper(NamedTuple):
     resting_max: int
 
 
-def simulate(seed: int, *, sagas: int = 10, say: Callable[[str], None] | None = None, inbox: bool = False) -> Result:
+def simulate(
+    seed: int, *, sagas: int = 10, say: Callable[[str], None] | None = None, inbox: bool = False, pauses: bool = False
+) -> Result:
     """Run the world of a seed.
 
     Args:
         sagas: how many are started, not counting second starts.
         inbox: whether the services have inboxes.
+        pauses: whether operators pause sagas, and all of the type.
         say: told what happens, line by line.
     """
     level = logging.root.manager.disable
@@ -108,7 +113,7 @@ def simulate(seed: int, *, sagas: int = 10, say: Callable[[str], None] | None = 
     try:
         with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as directory:
             inboxes = Path(directory) if inbox else None
-            return clockwork.run(lambda clock: World(seed, sagas, clock, say, inboxes).run())
+            return clockwork.run(lambda clock: World(seed, sagas, clock, say, inboxes, pauses=pauses).run())
     finally:
         logging.disable(level)
 
@@ -123,11 +128,15 @@ class World:
         clock: VirtualClock,
         say: Callable[[str], None] | None,
         inboxes: Path | None = None,
+        *,
+        pauses: bool = False,
     ) -> None:
         """Make the world of a seed. ``inboxes`` is where the services' databases are, if they have any."""
         self.random = Random(f"{seed}/world")
         self.faults = Faults(seed)
         self.clock = clock
+        self._is_resumed = False
+        self._pauses = Random(f"{seed}/pauses") if pauses else None
         self._seed = seed
         self._sagas = sagas
         self._began = clock.monotonic()
@@ -305,6 +314,25 @@ class World:
             for number in range(self._sagas):
                 await asyncio.sleep(self.random.expovariate(self._sagas / span_s))
                 group.create_task(self._use(client, f"saga-{number}"))
+                if self._pauses is not None and self._pauses.random() < 0.5:
+                    whom = f"saga-{self._pauses.randint(0, number)}" if self._pauses.random() < 0.7 else None
+                    group.create_task(self._pause(client, whom, self._pauses))
+
+    async def _pause(self, client: Client, saga_id: str | None, random: Random) -> None:
+        """Pause a saga, or the type, for a while; some are paused before they start, and some when they are over."""
+        await asyncio.sleep(random.expovariate(0.3))
+        await self._insist(client.pause, self.shape.contract, saga_id, operator="op", reason="simulated")
+        await asyncio.sleep(random.expovariate(0.1))
+        await self._insist(client.resume, self.shape.contract, saga_id, operator="op", reason="simulated")
+
+    async def _resume_all(self, client: Client) -> None:
+        """What is paused by an old record that came once more, nobody would resume."""
+        contract, states = self.shape.contract, list(self.judge.states.values())
+        for saga_id in [state.saga_id for state in states if state.pause is not None]:
+            await self._insist(client.resume, contract, saga_id, operator="op", reason="the end")
+        if self._pauses is not None and not self._is_resumed:
+            self._is_resumed = True
+            await self._insist(client.resume, contract, None, operator="op", reason="the end")
 
     async def _use(self, client: Client, saga_id: str) -> None:
         contract, order = self.shape.contract, {"number": saga_id, "gift": self.random.random() < 0.5}
@@ -370,6 +398,8 @@ class World:
         async with Client(broker, content_type=self._content_type, clock=self.clock, random=random) as client:
             while True:
                 await asyncio.sleep(random.uniform(1, 6))
+                if not self.faults.active:
+                    await self._resume_all(client)
                 for saga_id, step in self.judge.stuck_steps():
                     await self._act(client, saga_id, step, random)
 
@@ -589,4 +619,5 @@ class World:
             judge.weaker,
             self._inboxes is not None,
             judge.cancelled,
+            judge.paused,
         )

@@ -67,8 +67,14 @@ async def measure(sagas: int) -> tuple[float, float]:
 
 
 def in_order(waves: Iterable[Sequence[Message]], offsets: Iterator[int]) -> list[list[Message]]:
-    """The waves with offsets in the order of their delivery."""
-    return [[msgspec.structs.replace(message, offset=next(offsets)) for message in wave] for wave in waves]
+    """The waves partition by partition, as they are polled, with offsets in that order."""
+    return [
+        [
+            msgspec.structs.replace(message, offset=next(offsets))
+            for message in sorted(wave, key=lambda message: message.partition)
+        ]
+        for wave in waves
+    ]
 
 
 async def _main(results: Path, sagas: int) -> None:

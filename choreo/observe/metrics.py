@@ -26,6 +26,7 @@ from prometheus_client import (
 )
 
 from choreo.broker.topics import saga_topic
+from choreo.observe.tally import Tallies
 
 Part = Literal["saga-log", "services", "all"]
 Outcome = Literal["completed", "compensated"]
@@ -76,6 +77,7 @@ class Metrics:
 
     Attributes:
         registry: what ``/metrics`` writes out.
+        tallies: plain numbers of the hot path, which are counted in it when somebody looks.
     """
 
     def __init__(self, *, with_process: bool = False) -> None:
@@ -85,6 +87,7 @@ class Metrics:
             with_process: also show the process's memory, CPU, file descriptors, and garbage collections.
         """
         self.registry = CollectorRegistry(auto_describe=True)
+        self.tallies = Tallies(self.registry)
         self._rows: list[MetricRow] = []
         self._part: Part = "saga-log"
         counter, gauge, histogram = self._counter, self._gauge, self._histogram

@@ -18,12 +18,11 @@ from concurrent.futures import Executor
 from random import Random
 from typing import Any, NamedTuple, Protocol
 
-from prometheus_client import Counter
-
 from choreo.clock import Clock
 from choreo.contract.policy import Retries
 from choreo.errors import InboxUnavailable
 from choreo.observe.metrics import AttemptResult
+from choreo.observe.tally import Tally
 from choreo.step.call import AttemptTimeout, Callee, Lingering, call_async, call_in_thread
 from choreo.step.cancelling import Cancellation, StepCancelled
 from choreo.step.context import BaseContext
@@ -83,7 +82,7 @@ class Attempts:
         *,
         retries: Retries,
         timeout_s: float,
-        counters: Mapping[AttemptResult, Counter],
+        counters: Mapping[AttemptResult, Tally],
         definite: tuple[type[BaseException], ...] = (Reject, InvalidInput),
         watch: Watch[Any] | None = None,
         inbox: Recorder | None = None,

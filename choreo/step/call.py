@@ -17,6 +17,9 @@ from choreo.step.verdict import Reject
 
 S_contra = TypeVar("S_contra", contravariant=True)
 
+Steps = Generator[Any, Any, Any]
+"""What an awaitable does, one step at a time; it yields what it waits for."""
+
 Lingering = asyncio.Future[Any]
 """A thread that is still at work."""
 
@@ -117,17 +120,25 @@ async def call_async(
 
     Its first step is taken at once. Most handlers of a busy service end with it, and need no timer.
     """
-    task = asyncio.current_task()
-    assert task is not None, "lanes are tasks"
-    cancellations = task.cancelling()
-    scope: asyncio.Timeout | None = None
     try:
         positional, keywords = callee.arguments(subject)
         steps = callee.function(*positional, **keywords).__await__()
-        try:
-            waits_for = steps.send(None)
-        except StopIteration as ended:
-            return ended.value, None
+        waits_for = steps.send(None)
+    except StopIteration as ended:
+        return ended.value, None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  # whatever a handler raises, SystemExit too, is its failure
+        return None, error
+    return await _call_waiting(waits_for, steps, limit_s, code)
+
+
+async def _call_waiting(waits_for: Any, steps: Steps, limit_s: float, code: str) -> tuple[Any, BaseException | None]:
+    """Go on with a call that waits for something."""
+    task = asyncio.current_task()
+    assert task is not None, "lanes are tasks"
+    cancellations = task.cancelling()
+    try:
         async with asyncio.timeout(limit_s) as scope:
             return await _the_rest(waits_for, steps), None
     except asyncio.CancelledError as error:
@@ -135,15 +146,15 @@ async def call_async(
             raise  # we are told to end
         return None, error  # the handler waited for a task of its own that was cancelled: a crash like any other
     except TimeoutError as error:
-        return None, AttemptTimeout(code, limit_s) if scope is not None and scope.expired() else error
+        return None, AttemptTimeout(code, limit_s) if scope.expired() else error
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # noqa: BLE001  # whatever a handler raises, SystemExit too, is its failure
+    except BaseException as error:  # noqa: BLE001  # as above
         return None, error
 
 
 @types.coroutine
-def _the_rest(waits_for: Any, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+def _the_rest(waits_for: Any, steps: Steps) -> Steps:
     """Go on with an awaitable whose first step was taken, and waits for something."""
     try:
         yield waits_for

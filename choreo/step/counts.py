@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
-from prometheus_client import Counter
+from typing import Literal, get_args
 
 from choreo.broker.topics import saga_topic
-from choreo.observe.metrics import AttemptResult, CompensationResult, Metrics, StepResult
+from choreo.observe.metrics import (
+    DELAY_BUCKETS_S,
+    STEP_BUCKETS_S,
+    AttemptResult,
+    CompensationResult,
+    Metrics,
+    StepResult,
+    exemplar_of,
+)
+from choreo.observe.tally import Tally
 
 
 class StepCounts:
@@ -20,13 +27,19 @@ class StepCounts:
 
     def __init__(self, metrics: Metrics, saga: str, step: str) -> None:
         metrics.init_step(saga, step)
-        self.delay = metrics.message_delivery_delay.labels(saga_topic(saga))
-        self.events = {result: metrics.step_events.labels(saga, step, result) for result in get_args(StepResult)}
+        tallies = metrics.tallies
+        self.delay = tallies.observations(metrics.message_delivery_delay.labels(saga_topic(saga)), DELAY_BUCKETS_S)
+        self.events = {
+            result: tallies.of(metrics.step_events.labels(saga, step, result)) for result in get_args(StepResult)
+        }
         self.durations = {
             result: metrics.step_duration.labels(saga, step, result) for result in ("completed", "failed")
         }
-        self.attempts: dict[AttemptResult, Counter] = {
-            result: metrics.step_attempts.labels(saga, step, result) for result in get_args(AttemptResult)
+        self._durations = {
+            result: tallies.observations(child, STEP_BUCKETS_S) for result, child in self.durations.items()
+        }
+        self.attempts: dict[AttemptResult, Tally] = {
+            result: tallies.of(metrics.step_attempts.labels(saga, step, result)) for result in get_args(AttemptResult)
         }
         self.retries = metrics.step_retries.labels(saga, step)
         self.running = 0
@@ -35,6 +48,14 @@ class StepCounts:
             result: metrics.compensations.labels(saga, step, result) for result in get_args(CompensationResult)
         }
         self.compensation_attempts = {
-            result: metrics.compensation_attempts.labels(saga, step, result) for result in get_args(AttemptResult)
+            result: tallies.of(metrics.compensation_attempts.labels(saga, step, result))
+            for result in get_args(AttemptResult)
         }
         self.compensation_duration = metrics.compensation_duration.labels(saga, step)
+
+    def ended(self, result: Literal["completed", "failed"], seconds: float, traceparent: bytes | None) -> None:
+        """A run of the step took so long. What is traced is an exemplar, so it is shown as it is."""
+        if traceparent is None:
+            self._durations[result].observe(seconds)
+        else:
+            self.durations[result].observe(seconds, exemplar_of(traceparent))

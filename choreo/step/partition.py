@@ -51,17 +51,19 @@ class Partition:
     def take(self, messages: Sequence[Message], monotonic: float) -> None:
         """Begin with the records that were polled at that moment."""
         self._place.time.see(messages[-1].timestamp_ms, monotonic)
-        tracker = self._tracker
+        tracker, match = self._tracker, self._routes.match
         begun = -1
         for message in messages:
-            steps = self._routes.match(message)
+            steps = match(message)
+            if not steps:
+                continue
             if steps is PAUSING:
                 self._pauses.see(message)
                 continue
             if steps is CANCELLING:
                 self._place.cancellations.see(message)
                 continue
-            if not steps or self._pauses.hold(message) or tracker.is_finished(message.offset):
+            if self._pauses.hold(message) or tracker.is_finished(message.offset):
                 continue
             begun = message.offset
             tracker.begin(begun)

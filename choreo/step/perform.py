@@ -25,7 +25,7 @@ from choreo.messages.records import (
     StepCompleted,
     StepFailed,
 )
-from choreo.observe.metrics import Metrics, StepResult, exemplar_of
+from choreo.observe.metrics import Metrics, StepResult
 from choreo.step import answer
 from choreo.step.answered import Answer, Instance
 from choreo.step.attempts import Attempts, Ended, Run
@@ -178,11 +178,12 @@ class Performer:
             done = await self._run(job, hosted, message, lane)
         outcome = await self._publish_outcome(done.job, done.outcome, place)
         place.answered.settle(instance)
-        result: StepResult = "completed" if isinstance(outcome, StepCompleted) else "failed"
+        result: StepResult
         if done.ended is None:
             result = "republished"
         else:
-            counts.durations[result].observe(done.ended.duration_ms / 1_000, exemplar_of(message.header("traceparent")))
+            result = "completed" if isinstance(outcome, StepCompleted) else "failed"
+            counts.ended(result, done.ended.duration_ms / 1_000, job.traceparent)
             if isinstance(outcome, StepFailed):
                 log_failure(job, outcome.failure, outcome.effect)
         counts.events[result].inc()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Coroutine
 from random import Random
 from typing import Any
 
@@ -14,6 +15,7 @@ from choreo.messages.codec import encode
 from choreo.messages.headers import make_headers
 from choreo.messages.records import Record
 from choreo.observe.metrics import Metrics
+from choreo.observe.tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +31,11 @@ class Publisher:
         self._clock = clock
         self._random = random
         self._metrics = metrics
-        self._sent: dict[str, Any] = {}
+        self._sent: dict[str, Tally] = {}
 
-    async def publish(self, topic: str, record: Record, *, content_type: str, traceparent: bytes | None) -> Appended:
+    def publish(
+        self, topic: str, record: Record, *, content_type: str, traceparent: bytes | None
+    ) -> Coroutine[Any, Any, Appended]:
         """Append a record and wait for the acknowledgement, through any outage.
 
         Raises:
@@ -41,7 +45,7 @@ class Publisher:
         """
         value = encode(record, content_type=content_type)
         headers = make_headers(record, source=self._source, content_type=content_type, traceparent=traceparent)
-        return await self.send(topic, key=record.saga_id, value=value, headers=headers)
+        return self.send(topic, key=record.saga_id, value=value, headers=headers)
 
     async def send(self, topic: str, *, key: str, value: bytes, headers: Headers) -> Appended:
         """Append bytes, as ``publish`` does. Raises ``RecordTooLarge`` and ``TopicError``."""
@@ -67,5 +71,5 @@ class Publisher:
     def _count(self, topic: str) -> None:
         counter = self._sent.get(topic)
         if counter is None:
-            counter = self._sent[topic] = self._metrics.messages_produced.labels(topic, "ok")
+            counter = self._sent[topic] = self._metrics.tallies.of(self._metrics.messages_produced.labels(topic, "ok"))
         counter.inc()

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
+
+from prometheus_client import Counter
 
 from choreo.broker.offsets import OffsetTracker
 from choreo.broker.port import Broker, Committed, Consumer, Message, TopicPartition
@@ -25,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 BUSY_POLL_TIMEOUT_S = 0.01  # while something is paused or draining, so that it is looked after soon
 OUTAGE_PAUSE_S = 0.5
+
+_PLACE = attrgetter("topic", "partition")
 
 
 class Worker:
@@ -48,6 +54,7 @@ class Worker:
         self._clock = clock
         self._metrics = metrics
         self._options = options
+        self._consumed: dict[str, Counter] = {}  # by topic
         self._saga_of_topic = {saga_topic(saga): saga for saga, _ in service.contracts}
         self._partitions: dict[TopicPartition, Partition] = {}
         self._paused: set[TopicPartition] = set()
@@ -122,16 +129,15 @@ class Worker:
                 commit_at = clock.monotonic() + options.commit_interval_s
 
     def _take(self, messages: Sequence[Message], now: float) -> None:
-        by_partition: dict[TopicPartition, list[Message]] = {}
-        for message in messages:
-            tp = TopicPartition(message.topic, message.partition)
-            if tp in by_partition:
-                by_partition[tp].append(message)
-            elif tp in self._partitions:  # otherwise it was given up while the records were on their way
-                by_partition[tp] = [message]
-        for tp, taken in by_partition.items():
-            self._metrics.messages_consumed.labels(tp.topic, self._service.group).inc(len(taken))
-            self._partitions[tp].take(taken, now)
+        for (topic, number), taken in groupby(messages, _PLACE):
+            partition = self._partitions.get(TopicPartition(topic, number))
+            if partition is not None:  # otherwise it was given up while the records were on their way
+                records = list(taken)
+                if (consumed := self._consumed.get(topic)) is None:
+                    consumed = self._metrics.messages_consumed.labels(topic, self._service.group)
+                    self._consumed[topic] = consumed
+                consumed.inc(len(records))
+                partition.take(records, now)
 
     def _pause_and_resume(self, consumer: Consumer) -> None:
         full = {tp for tp, each in self._partitions.items() if each.is_full and tp not in self._paused}

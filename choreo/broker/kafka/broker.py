@@ -238,7 +238,7 @@ class KafkaBroker:
     def _partition_now(self, topic: str, key: bytes) -> int | None:
         """The same without a wait, if it can be said so; ``None`` also while others wait for it, who came first."""
         count = self._partitions.get(topic)
-        if count is None or self._asking[topic]:
+        if count is None or self._asking.get(topic):
             return None
         return self._partitioner.partition_of(topic, key, count)
 

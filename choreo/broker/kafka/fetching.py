@@ -97,14 +97,13 @@ class Fetching:
         partitions = self._kafka.partitions_for_topic(tp.topic) if is_saga_topic(tp.topic) else None
         if not partitions:
             return records
-        of, topic, count, here = self._partitioner.partition_of, tp.topic, len(partitions), tp.partition
-        astray = [each for each in records if each.key is not None and of(topic, each.key, count) != here]
-        if astray:
-            offsets = {each.offset for each in astray}
-            log.error("%d record(s) in %s[%d] belong into other partitions: their writer chooses them otherwise",
-                      len(astray), topic, here)  # fmt: skip
-            return [misplaced(each) if each.offset in offsets else each for each in records]
-        return records
+        keys = [each.key for each in records]
+        astray = self._partitioner.strangers(tp.topic, keys, len(partitions), tp.partition)
+        if not astray:
+            return records
+        log.error("%d record(s) in %s[%d] belong into other partitions: their writer chooses them otherwise",
+                  len(astray), tp.topic, tp.partition)  # fmt: skip
+        return [misplaced(each) if each.key in astray else each for each in records]
 
     def assigned(self, tps: Collection[KafkaTopicPartition]) -> None:
         """All partitions are new: forget what we knew."""

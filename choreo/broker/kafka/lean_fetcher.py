@@ -178,12 +178,10 @@ class _Messages(PartitionRecords):  # type: ignore[misc]
         return self._records_iterator  # without a call of ``__next__`` for each
 
     def _consumer_record(self, tp: KafkaTopicPartition, record: Any) -> Message:
-        headers = record.headers
+        headers = tuple(record.headers)
         if None in map(_VALUE, headers):  # Kafka knows header values that are null; the port does not
-            headers = [(name, value or b"") for name, value in headers]
-        return Message(
-            tp.topic, tp.partition, record.offset, record.timestamp, record.key, record.value or b"", tuple(headers)
-        )
+            headers = tuple((name, value or b"") for name, value in headers)
+        return Message(tp[0], tp[1], record.offset, record.timestamp, record.key, record.value or b"", headers)
 
 
 _VALUE = itemgetter(1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -113,7 +113,7 @@ class SupervisedProducer:
     def _put_now(self, sending: _Sending, loop: asyncio.AbstractEventLoop) -> bool:
         """Put a record into a batch if that needs no wait: the way of nearly all. Otherwise it has to queue."""
         kafka, tp = self._kafka, KafkaTopicPartition(sending.topic, sending.partition)
-        if self._closed or kafka is None or not self._ready.is_set() or self._queued[tp]:
+        if self._closed or kafka is None or not self._ready.is_set() or self._queued.get(tp):
             return False
         if len(sending.value) > self._settings.batch_bytes:
             return False
@@ -364,10 +364,10 @@ class KafkaProducer:
         self._shared = shared
         self._closed = False
 
-    async def send(self, topic: str, *, key: str, value: bytes, headers: Headers = ()) -> Appended:
+    def send(self, topic: str, *, key: str, value: bytes, headers: Headers = ()) -> Coroutine[Any, Any, Appended]:
         if self._closed:
             raise BrokerUnavailable(f"send to {topic}: the producer is closed")
-        return await self._shared.send(topic, key, value, headers)
+        return self._shared.send(topic, key, value, headers)
 
     async def close(self) -> None:
         if not self._closed:

@@ -14,14 +14,24 @@ UNDONE = frozenset({"undone", "skipped", "resolved"})  # by the service, or by a
 
 
 async def within(outcome: asyncio.Future[Outcome], saga_id: str, timeout_s: float | None) -> Outcome:
-    """The outcome, waited for. Raises ``WaitTimeout``; ``None`` waits for ever."""
+    """The outcome, waited for, in a future of the caller's own. Raises ``WaitTimeout``; ``None`` waits for ever."""
+    if timeout_s is None:
+        return await outcome
+    expiry = asyncio.get_running_loop().call_later(timeout_s, _give_up, outcome, saga_id, timeout_s)
     try:
-        async with asyncio.timeout(timeout_s):
-            return await asyncio.shield(outcome)
-    except TimeoutError:
-        raise WaitTimeout(
-            saga_id, f"saga {saga_id!r} has no outcome after {timeout_s:g} s of waiting; it goes on. Ask again later"
-        ) from None
+        return await outcome
+    finally:
+        expiry.cancel()
+
+
+def _give_up(outcome: asyncio.Future[Outcome], saga_id: str, timeout_s: float) -> None:
+    if not outcome.done():
+        outcome.set_exception(
+            WaitTimeout(
+                saga_id,
+                f"saga {saga_id!r} has no outcome after {timeout_s:g} s of waiting; it goes on. Ask again later",
+            )
+        )
 
 
 def completed_or_raise(outcome: Outcome, modules: Collection[str] = ()) -> SagaCompleted:

@@ -35,6 +35,7 @@ from choreo.broker.port import Message
 Records = dict[KafkaTopicPartition, list[Message]]
 
 BUSY_RECORDS = 12  # that came at once; a record that comes alone is fetched at once
+TURNS_FIRST = 6  # of the event loop before the next request: what was read is answered first, with one in flight
 GATHER_S = 0.012  # from the sending of a request to the next, while records come like that
 
 
@@ -83,6 +84,8 @@ class LeanFetcher(Fetcher):  # type: ignore[misc]
                 if await self._proc_fetch_request(assignment, node, request):
                     self._wake()
                     await _within(self._wait_consume_future, self._prefetch_backoff)
+                    for _ in range(TURNS_FIRST):
+                        await asyncio.sleep(0)
                 elif task.cancelling():
                     return  # aiokafka takes a cancelled fetch for one that brought nothing
                 continue

@@ -6,11 +6,13 @@ import asyncio
 import gc
 import io
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prometheus_client import generate_latest
 from sqlalchemy import text
@@ -33,6 +35,8 @@ from choreo.observe.metrics import Metrics
 from choreo.saga_log import SagaLog
 from choreo.step import Options, Service, StepRuntime
 from choreo.store.memory import MemoryStore
+from choreo.web.access import Grant, Role, digest_of, new_token
+from tests.web_world import application, running
 
 MARK = "4929-1234-5678"
 ORDER = Saga(
@@ -208,3 +212,38 @@ def test_libraries_that_log_what_they_are_given_are_kept_quiet(library: str, log
     logging.getLogger(library).debug("executing %s", MARK)
     logging.getLogger(library).info("executing %s", MARK)
     assert logged.getvalue() == ""
+
+
+async def test_who_shows_no_token_sees_nothing_of_a_saga_on_any_page() -> None:
+    token = new_token()
+    async with running() as world:
+        await world.start("s", stick=MARK, item=MARK)
+        await world.until("s", "stuck")
+        async with (
+            application(world, Grant(Role.READ, "anna", digest_of(token))) as (app, _, _),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://choreo.example") as client,
+        ):
+            seen = 0
+            for path in sorted(paths_of(app._app.routes)):
+                if "stream" in path or "events" in path:
+                    continue  # these do not end
+                answer = await client.get(path)
+                assert MARK not in answer.text, path
+                assert "anna" not in answer.text, path
+                seen += 1
+            assert seen > 20
+            shown = await client.get("/api/v1/sagas/order/s", headers={"authorization": f"Bearer {token}"})
+            assert MARK in shown.text, "so the saga is there to be seen"
+
+
+def paths_of(routes: Any, before: str = "") -> Iterator[str]:
+    """All that can be asked for, about the saga ``order/s``."""
+    for route in routes:
+        path = before + getattr(route, "path", "")
+        inner = getattr(route, "routes", None)
+        if inner:
+            yield from paths_of(inner, path)
+        else:
+            path = re.sub(r"\{saga(:\w+)?\}", "order", path)
+            path = re.sub(r"\{saga_id(:\w+)?\}", "s", path)
+            yield re.sub(r"\{\w+(:\w+)?\}", "1", path)

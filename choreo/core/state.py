@@ -7,7 +7,6 @@ input, has a chain of its own that settles and is undone (rule 13); its instance
 
 from __future__ import annotations
 
-from copy import copy
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
@@ -350,7 +349,7 @@ class SagaState(msgspec.Struct, omit_defaults=True):
 
     def copy(self) -> SagaState:
         """A state of its own to work on: containers are copied, the frozen values in them shared."""
-        duplicate = copy(self)
+        duplicate: SagaState = self.__copy__()  # type: ignore[attr-defined]  # every struct has it
         duplicate.standing = self.standing.copy()
         duplicate.instances = self.instances.copy()
         return duplicate

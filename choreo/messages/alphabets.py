@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from operator import attrgetter
+from operator import attrgetter, contains
 from typing import Any
 
 import msgspec
@@ -130,11 +130,9 @@ def _of_struct(kind: inspect.StructType, place: str) -> Check | None:
     known = [letters.known for _, letters, _ in texts]
 
     def check_fields(value: Any) -> None:
-        for text, good in zip(get(value), known, strict=True):
-            if text not in good:
-                for name, letters, at in texts:
-                    letters.look(getattr(value, name), at)
-                break
+        if not all(map(contains, known, get(value))):
+            for name, letters, at in texts:
+                letters.look(getattr(value, name), at)
         for get_other, check in others:
             check(get_other(value))
 

@@ -7,7 +7,7 @@ and effects pass through undecoded; ``transcode`` turns a stray one around.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -51,6 +51,9 @@ _decoders: dict[str, Any] = {
     MSGPACK: msgspec.msgpack.Decoder(AnyRecord),
 }
 _checks = {kind: check_of(kind) for kind in RECORD_TYPES}
+_Places = tuple[int | None, int | None, int | None]
+_PLACES: dict[tuple[str, ...], _Places] = {}
+_PLACES_MAX = 64
 _CONTENT_TYPES = {name.encode(): name for name in CONTENT_TYPES}
 _encoders: dict[str, Any] = {JSON: msgspec.json.Encoder(), MSGPACK: msgspec.msgpack.Encoder()}
 _plain_decoders: dict[str, Any] = {JSON: msgspec.json.Decoder(), MSGPACK: msgspec.msgpack.Decoder()}
@@ -66,21 +69,17 @@ _REFUSED_BY_ADAPTERS = {
 _DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError, OverflowError)
 
 
-class Decoded(NamedTuple):
-    """A record, and what its headers say of it: what its user values are written in, and the trace that it is in."""
-
-    record: AnyRecord
-    content_type: str
-    traceparent: bytes | None
-
-
 def decode(key: bytes | None, value: bytes, headers: Headers, *, limits: Limits = LIMITS) -> AnyRecord:
     """The record that a message holds; as ``decode_whole``."""
-    return decode_whole(key, value, headers, limits=limits).record
+    return decode_whole(key, value, headers, limits=limits)[0]
 
 
-def decode_whole(key: bytes | None, value: bytes, headers: Headers, *, limits: Limits = LIMITS) -> Decoded:
-    """The record that a message holds, with what its headers say of it. The only way in.
+def decode_whole(
+    key: bytes | None, value: bytes, headers: Headers, *, limits: Limits = LIMITS
+) -> tuple[AnyRecord, str, bytes | None]:
+    """The record that a message holds, what its user values are written in, and the trace that it is in.
+
+    The only way in.
 
     Raises:
         Undecodable: too large, of an unknown content type or kind, malformed, not keyed by its own saga id, or of
@@ -102,7 +101,7 @@ def decode_whole(key: bytes | None, value: bytes, headers: Headers, *, limits: L
         raise Undecodable(f"key {key!r} is not the saga id of the record, {record.saga_id!r}")
     if version is not None and version != b"%d" % record.version:  # who goes by the one would not meet the other
         raise Undecodable(f"header {VERSION} is {version!r}, the record is of version {record.version}")
-    return Decoded(record, content_type, traceparent)
+    return record, content_type, traceparent
 
 
 def _read_headers(headers: Headers, limits: Limits) -> tuple[bytes | None, bytes | None, bytes | None]:
@@ -121,11 +120,23 @@ def _read_headers(headers: Headers, limits: Limits) -> tuple[bytes | None, bytes
     size = len("".join(names)) + len(b"".join(texts))
     if size > limits.header_bytes_max:
         raise Undecodable(f"headers have {size} bytes; at most {limits.header_bytes_max} are allowed")
+    content_type, version, traceparent = _PLACES.get(names) or _places(names)
     return (
-        texts[names.index("content-type")] if "content-type" in names else None,
-        texts[names.index(VERSION)] if VERSION in names else None,
-        texts[names.index("traceparent")] if "traceparent" in names else None,
+        None if content_type is None else texts[content_type],
+        None if version is None else texts[version],
+        None if traceparent is None else texts[traceparent],
     )
+
+
+def _places(names: tuple[str, ...]) -> _Places:
+    """Where the headers stand that ``_read_headers`` gives. There are few sets of names, and all records have one."""
+    if len(_PLACES) >= _PLACES_MAX:
+        _PLACES.clear()
+    content_type, version, traceparent = (
+        names.index(name) if name in names else None for name in ("content-type", VERSION, "traceparent")
+    )
+    _PLACES[names] = content_type, version, traceparent
+    return _PLACES[names]
 
 
 def encode(record: Record, *, content_type: str = JSON, limits: Limits = LIMITS) -> bytes:

@@ -47,6 +47,18 @@ def load(spec: str, kind: type[T]) -> T:
     return found
 
 
+def load_object(spec: str) -> object:
+    """The object that ``MODULE:NAME`` names, which is no class.
+
+    Raises:
+        ConfigurationError: no such module or name, or a class.
+    """
+    found = load(spec, object)
+    if isinstance(found, type):
+        raise ConfigurationError(f"{spec!r} is a class; make an object of it in its module, and name that")
+    return found
+
+
 def load_parts(specs: Sequence[str]) -> tuple[dict[str, Saga], list[Service]]:
     """Contracts, the newest of each name, and services, whose contracts are among them.
 

@@ -42,6 +42,14 @@ def saga_log(
         ),
     ] = None,
     partitions: Partitions = None,
+    tracer: Annotated[
+        list[str] | None,
+        Parameter(
+            negative="",
+            help="MODULE:NAME of an object that is told of sagas: saga_started, compensating, saga_completed, "
+            "saga_compensated, saga_stuck, as far as it has these methods. May be given several times.",
+        ),
+    ] = None,
     log_level: LogLevel = "info",
     log_format: LogFormat = "console",
     log_texts: LogTexts = None,
@@ -55,7 +63,7 @@ def saga_log(
     """
     from choreo.broker import open_broker
     from choreo.broker.registry import ensure_saga_topics
-    from choreo.cli.names import load
+    from choreo.cli.names import load, load_object
     from choreo.cli.process import run_async, work_until_signal
     from choreo.contract import Saga
     from choreo.contract.saga import with_children
@@ -66,6 +74,7 @@ def saga_log(
 
     set_up_logging(log_level, log_format, hides_texts=hides_texts(log_texts))
     sagas = with_children(load(spec, Saga) for spec in contracts)
+    tracers = [load_object(spec) for spec in tracer or ()]
     url = broker_url(broker)
 
     async def work() -> None:
@@ -75,7 +84,7 @@ def saga_log(
             states = await open_store(store)
             try:
                 metrics = Metrics(with_process=True)
-                runtime = SagaLog(opened, states, sagas, metrics=metrics)
+                runtime = SagaLog(opened, states, sagas, metrics=metrics, tracers=tracers)
                 server = None
                 if http_port is not None:
                     from choreo.web import serve_saga_log

@@ -15,6 +15,8 @@ from choreo.core.due import step_due_ms
 from choreo.core.messages import (
     cancel_refused,
     cancel_step,
+    compensate,
+    execute,
     owe,
     paid,
     saga_ended,
@@ -101,7 +103,7 @@ def saga_started(contract: Saga, state: SagaState, entry: Entry, record: SagaSta
 
 def cancel_requested(_contract: Saga, state: SagaState, entry: Entry, record: CancelRequested) -> Note | None:
     """Turns the saga round, unless the outcome is decided already (rule 14)."""
-    if record.parent is not None and record.parent != state.parent:
+    if record.parent is not None and not record.parent.is_same(state.parent):
         return "stale"  # the id is taken by a saga of somebody else, and the parent was told so
     if record.request in state.cancels:  # also one that was heard before the outcome: it is not refused afterwards
         return "duplicate"
@@ -124,7 +126,7 @@ def cancel_requested(_contract: Saga, state: SagaState, entry: Entry, record: Ca
 
 def undo_requested(_contract: Saga, state: SagaState, entry: Entry, record: UndoRequested) -> Note | None:
     """The parent wants the saga undone, however far it is (rule 19). ``decide`` answers when nothing of it stands."""
-    if state.started and state.parent != record.parent:
+    if state.started and not record.parent.is_same(state.parent):
         return "stale"  # the id is taken by a saga of somebody else, and the parent was told so
     if record.generation <= state.undo:
         return "duplicate"
@@ -361,24 +363,6 @@ def round_started(contract: Saga, state: SagaState, entry: Entry, record: RoundS
     state.round += 1
     state.failing, state.failing_since_ms = False, 0
     state.retry_at_ms, state.round_ready = None, False
-    return None
-
-
-def execute(contract: Saga, state: SagaState, entry: Entry, record: Execute, key: Key) -> Note | None:
-    """The message of a decision: from its append time the step's due is counted."""
-    if not paid(state, Decision("execute", *key)):
-        return "duplicate" if state.instance(key).triggered else "not_decided"
-    if not state.instance(key).due_ms:
-        state.update(key, due_ms=step_due_ms(contract, key[0], entry.at_ms, record.saga_due_ms))
-    return None
-
-
-def compensate(contract: Saga, state: SagaState, entry: Entry, record: Compensate, key: Key) -> Note | None:
-    """The message of a decision: from its append time the compensation's due is counted."""
-    if not paid(state, Decision("settle" if record.settle else "compensate", *key, record.generation)):
-        return "duplicate" if record.generation <= state.instance(key).generation else "not_decided"
-    if record.generation == state.instance(key).generation:
-        state.update(key, compensation_due_ms=entry.at_ms + contract[key[0]].compensation_deadline_ms)
     return None
 
 

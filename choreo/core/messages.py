@@ -1,19 +1,40 @@
-"""Records that are only the message of a decision: each pays for what was owed, and changes nothing else (rule 1)."""
+"""Records that are only the message of a decision: each pays for what was owed, and at most sets a due (rule 1)."""
 
 from __future__ import annotations
 
 from choreo.contract.saga import Saga
+from choreo.core.due import step_due_ms
 from choreo.core.state import Decision, Entry, Key, Note, SagaState
 from choreo.messages.family import SagaUndone
 from choreo.messages.records import (
     CancelRefused,
     CancelStep,
+    Compensate,
+    Execute,
     SagaCompensated,
     SagaCompleted,
     SagaStuck,
     StartRefused,
     StepSkipped,
 )
+
+
+def execute(contract: Saga, state: SagaState, entry: Entry, record: Execute, key: Key) -> Note | None:
+    """The message of a decision: from its append time the step's due is counted."""
+    if not paid(state, Decision("execute", *key)):
+        return "duplicate" if state.instance(key).triggered else "not_decided"
+    if not state.instance(key).due_ms:
+        state.update(key, due_ms=step_due_ms(contract, key[0], entry.at_ms, record.saga_due_ms))
+    return None
+
+
+def compensate(contract: Saga, state: SagaState, entry: Entry, record: Compensate, key: Key) -> Note | None:
+    """The message of a decision: from its append time the compensation's due is counted."""
+    if not paid(state, Decision("settle" if record.settle else "compensate", *key, record.generation)):
+        return "duplicate" if record.generation <= state.instance(key).generation else "not_decided"
+    if record.generation == state.instance(key).generation:
+        state.update(key, compensation_due_ms=entry.at_ms + contract[key[0]].compensation_deadline_ms)
+    return None
 
 
 def step_skipped(_contract: Saga, state: SagaState, _entry: Entry, _record: StepSkipped, key: Key) -> Note | None:

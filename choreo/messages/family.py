@@ -29,6 +29,10 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     round: Round
     due_ms: Millis
 
+    def is_same(self, other: Parent | None) -> bool:
+        """Whether both name one step. Its due is none of its name: it moves when that saga is paused."""
+        return other is not None and msgspec.structs.replace(other, due_ms=self.due_ms) == self
+
 
 class UndoRequested(Record, frozen=True, kw_only=True, omit_defaults=True, tag="undo_requested"):
     """The parent wants this saga undone: not to be begun, cancelled, or what it completed undone.

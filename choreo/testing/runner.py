@@ -70,6 +70,7 @@ class Runner:
         contracts: further ones: a saga whose steps are all sagas is no service's.
         allow_missing_steps: let sagas run whose steps are not all in the services, as if some service were down.
         content_type: what the sagas are written in.
+        saga_tracers: are told of whole sagas, as those of a saga-log (``choreo.saga_log.tracers``).
 
     Attributes:
         clock: the time that all parts go by.
@@ -88,12 +89,14 @@ class Runner:
         contracts: Iterable[Saga] = (),
         allow_missing_steps: bool = False,
         content_type: str = JSON,
+        saga_tracers: Iterable[object] = (),
     ) -> None:
         self.clock: Clock = SystemClock()
         self.metrics = Metrics()
         self._time = time
         self._seed = seed
         self._content_type = content_type
+        self._saga_tracers = tuple(saga_tracers)
         self._transactions = None if transaction is None else Transactions(transaction)
         self._services = {
             service.name: service if self._transactions is None else self._transactions.bind(service)
@@ -284,6 +287,7 @@ class Runner:
             clock=self.clock,
             metrics=self.metrics,
             poll_timeout_s=self._poll_timeout_s,
+            tracers=self._saga_tracers,
         )
 
     def _step_runtime(self, service: Service) -> StepRuntime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,7 +11,14 @@ from choreo.contract import Saga, Step, when
 from choreo.core import Phase
 from choreo.errors import DefinitionError
 from choreo.messages.family import SagaUndone, UndoRequested
-from choreo.messages.records import CompensationFailed, SagaCompensated, SagaStarted, StepCompleted, StepFailed
+from choreo.messages.records import (
+    CompensationFailed,
+    SagaCompensated,
+    SagaCompleted,
+    SagaStarted,
+    StepCompleted,
+    StepFailed,
+)
 from choreo.step import Retry, Service
 from tests.semantics.play import Play, hangs, in_round, in_turn, raises, read, rejects, returns, sleeps, undoes
 from tests.semantics.world import BrokerWorld, RunnerWorld
@@ -258,3 +266,43 @@ async def test_a_handler_for_a_step_that_is_a_saga_is_refused(world: World) -> N
         Service("wrong").step(both.parent.saga, "trip")(lambda: None)
     await both.parent.run()
     assert len(await both.parent.said(StepCompleted)) == 3
+
+
+async def test_a_paused_parent_takes_up_what_its_child_came_to_when_it_is_resumed(world: World) -> None:
+    both = await family(world, do={"hotel": sleeps(0.5)}, name="paused")
+    await both.parent.start("order")
+    await both.child.is_called("do", "hotel")
+    await world.pause(both.parent.saga, both.parent.saga_id)
+    await world.until(lambda: both.child_said(SagaCompleted))
+    await asyncio.sleep(1)
+    assert both.child.order() == ["hotel", "flight"], "the child is a saga of its own"
+    assert both.parent.order() == ["reserve"]
+    await world.resume(both.parent.saga, both.parent.saga_id)
+    await both.parent.ends()
+    assert both.parent.order() == ["reserve", "ship"]
+
+
+async def test_a_cancel_of_a_paused_parent_reaches_its_child_at_the_resumption(world: World) -> None:
+    both = await family(world, do={"hotel": sleeps(0.5)}, name="paused-cancelled")
+    await both.parent.start("order")
+    await both.child.is_called("do", "hotel")
+    await world.pause(both.parent.saga, both.parent.saga_id)
+    await world.cancel(both.parent.saga, both.parent.saga_id)
+    await world.until(lambda: both.child_said(SagaCompleted))
+    assert both.child.order("undo") == []
+    await world.resume(both.parent.saga, both.parent.saga_id)
+    await both.parent.ends_compensated()
+    await world.until(lambda: both.child_said(SagaUndone))
+    assert (both.child_story(), both.parent.story) == ("+hotel +flight -flight -hotel", "+reserve -reserve")
+
+
+async def test_a_child_that_is_paused_itself_is_waited_for(world: World) -> None:
+    both = await family(world, do={"hotel": sleeps(0.5)}, name="child-paused")
+    await both.parent.start("order")
+    await both.child.is_called("do", "hotel")
+    await world.pause(both.child.saga, both.child_id)
+    await asyncio.sleep(2)
+    assert both.child.order() == ["hotel"]
+    await world.resume(both.child.saga, both.child_id)
+    await both.parent.ends()
+    assert both.child.order() == ["hotel", "flight"]

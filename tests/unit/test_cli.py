@@ -10,7 +10,7 @@ import pytest
 
 from choreo.cli.app import app, run_command
 from choreo.cli.exits import Exit
-from choreo.cli.names import load
+from choreo.cli.names import load, load_object
 from choreo.contract import Saga, Step
 from choreo.errors import ConfigurationError
 
@@ -83,6 +83,35 @@ def test_an_error_is_one_line_that_names_the_input_and_a_code(
     assert complaint in said
     assert "Traceback" not in said
     assert len(said.splitlines()) == 1
+
+
+class Shout:
+    """A tracer of whole sagas."""
+
+    def saga_completed(self, event: object) -> None: ...
+
+
+SHOUT = Shout()
+
+
+@pytest.mark.parametrize(
+    ("tracer", "complaint"),
+    [
+        (f"{__name__}:Shout", "is a class; make an object of it in its module, and name that"),
+        (f"{__name__}:TEA", "has none of the methods saga_started, compensating"),
+        (f"{__name__}:nothing", "has no 'nothing'"),
+    ],
+)
+def test_a_saga_log_refuses_what_is_no_tracer(
+    tracer: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["saga-log", f"{__name__}:TEA", "--broker", f"sqlite:///{tmp_path}/log.db", "--tracer", tracer]
+    assert run_command(command) != Exit.DONE
+    assert complaint in capsys.readouterr().err
+
+
+def test_what_traces_is_named_as_an_object_of_a_module() -> None:
+    assert load_object(f"{__name__}:SHOUT") is SHOUT
 
 
 def test_a_wrong_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

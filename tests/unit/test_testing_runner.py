@@ -22,6 +22,7 @@ from choreo.errors import (
 from choreo.messages.headers import MSGPACK
 from choreo.messages.records import SagaCompensated, SagaStuck
 from choreo.observe.events import OutcomeEvent
+from choreo.saga_log.tracers import SagaEvent
 from choreo.step import CompensationContext, Context, Reject, Retry, Service
 from choreo.testing import Runner, run_saga
 
@@ -104,6 +105,25 @@ async def test_a_saga_that_fails_is_undone_and_raised() -> None:
         assert (failed.value.step, failed.value.code) == ("charge_card", "card_declined")
         assert shop.done == ["reserve", "charge", "release kite"]
         assert isinstance(runner.history(failed.value.saga_id)[-1], SagaCompensated)
+
+
+async def test_tracers_of_whole_sagas_are_told() -> None:
+    told: list[SagaEvent] = []
+
+    class Tracer:
+        saga_started = compensating = saga_compensated = staticmethod(told.append)
+
+    shop = Shop()
+    shop.charge = no_card
+    async with Runner(*shop.services, saga_tracers=[Tracer()]) as runner:
+        with pytest.raises(SagaFailed):
+            await runner.run(ORDER, {"item": "kite"})
+        await asyncio.sleep(1)
+    assert [(each.kind, each.step) for each in told] == [
+        ("saga_started", ""),
+        ("compensating", "reserve_stock"),
+        ("saga_compensated", ""),
+    ]
 
 
 async def test_backoffs_timeouts_and_handlers_sleeps_pass_at_once() -> None:

@@ -39,7 +39,7 @@ demo: setup  ## watch an order saga, its services and a kill -9 (BROKER=kafka: o
 	$(VENV)/bin/choreo demo $(if $(BROKER),--broker $(BROKER))
 
 check: setup-dev lint  ## linters, types and unit tests: what to run before every commit
-	$(RUN) -m pytest -q tests/unit $(PYTEST_ARGS)
+	$(RUN) -m pytest -q --numprocesses auto tests/unit $(PYTEST_ARGS)
 
 lint: setup-dev
 	$(VENV)/bin/ruff format --check .

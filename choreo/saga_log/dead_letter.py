@@ -8,6 +8,7 @@ from collections.abc import Callable
 from choreo.broker.dead_letter import dead_letter_headers, letter_key
 from choreo.broker.port import Message
 from choreo.broker.topics import dead_letter_topic
+from choreo.broker.wrapped import as_written
 from choreo.errors import RecordTooLarge
 from choreo.observe.metrics import Metrics
 from choreo.saga_log.intake import Refused
@@ -32,9 +33,10 @@ class DeadLetters:
         Returns:
             False if the broker is away and we are no longer wanted.
         """
+        original = as_written(message).value  # what is encrypted stays so
         for cut, value, own in (
-            ("", message.value, message.headers),
-            ("headers", message.value, ()),
+            ("", original, message.headers),
+            ("headers", original, ()),
             ("value", b"", ()),
         ):
             ours = dead_letter_headers(

@@ -10,6 +10,7 @@ import logging
 from choreo.broker.dead_letter import dead_letter_headers, letter_key
 from choreo.broker.port import Message
 from choreo.broker.topics import dead_letter_topic
+from choreo.broker.wrapped import as_written
 from choreo.errors import BrokerError, RecordTooLarge
 from choreo.observe.metrics import DeadLetterReason, Metrics
 from choreo.step.publish import Publisher
@@ -35,9 +36,10 @@ class DeadLetters:
             extra={"topic": message.topic, "partition": message.partition, "offset": message.offset},
         )
         source = f"/choreo/{self._service}"
+        original = as_written(message).value  # what is encrypted stays so
         for cut, value, own in (
-            ("", message.value, message.headers),
-            ("headers", message.value, ()),
+            ("", original, message.headers),
+            ("headers", original, ()),
             ("value", b"", ()),
         ):
             ours = dead_letter_headers(message, reason=reason, error=error, about=about, source=source, cut=cut)

@@ -28,7 +28,8 @@ from choreo.broker.registry import ensure_saga_topics
 from choreo.cli.app import run_command
 from choreo.client import Client
 from choreo.errors import ConfigurationError
-from choreo.messages.headers import JSON, MSGPACK
+from choreo.messages.codec import encode
+from choreo.messages.headers import JSON, MSGPACK, make_headers
 from choreo.messages.records import SagaStarted
 from choreo.messages.values import LongText
 from choreo.saga_log import SagaLog
@@ -136,6 +137,31 @@ async def test_a_deleted_key_erases_one_person_and_leaves_the_history(
         assert (await client.status(SHOP, "of-1")).phase == "completed"
     assert run_command(["keys", "erase", "1", "--keys", str(tmp_path), "--path", PATH]) == 1
     assert f"there is no key for {PATH} = 1" in capsys.readouterr().err
+    await log.close()
+
+
+async def test_a_dead_letter_of_a_service_that_has_the_keys_stays_encrypted(tmp_path: Path) -> None:
+    log = await MemoryBroker.open("memory://buried")
+    keys = DirectoryKeys(tmp_path)
+    await ensure_saga_topics(log, [SHOP], partitions=1)
+    ours = EncryptedBroker(log, keys, PATH)
+    record = msgspec.structs.replace(started(order(1)), version=99)
+    producer = await ours.producer()
+    headers = make_headers(record, source="/choreo/newer", content_type=JSON)
+    await producer.send("choreo.shop", key=record.saga_id, value=encode(record), headers=headers)
+    options = Options(poll_timeout_s=0.02, commit_interval_s=0.05, park_limit_s=0.0)
+    runtime = StepRuntime([shop_service()], ours, options=options)
+    task = asyncio.create_task(runtime.run())
+    async with asyncio.timeout(20):
+        while not (letters := await everything(log, "choreo.shop.dead-letters")):
+            await asyncio.sleep(0.02)
+    await runtime.stop()
+    await task
+    (original,) = (
+        message for message in await everything(log) if message.key == b"s-1" and b"started" in message.value
+    )
+    assert [letter.value for letter in letters] == [original.value]
+    assert SECRET.encode() not in letters[0].value
     await log.close()
 
 

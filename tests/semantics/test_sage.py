@@ -93,6 +93,17 @@ async def test_s1_contracts_are_made_of_contracts(world: World) -> None:
     assert [step.name for step in base.steps] == ["a", "b", "c"]
 
 
+async def test_s1_a_group_of_steps_is_used_twice_under_names_of_its_own(world: World) -> None:
+    def payment(who: str) -> tuple[Step, ...]:
+        return Step(f"{who}_charge", f"{who}_refund"), Step(f"{who}_receipt")
+
+    steps = (Step("a"), *payment("buyer"), *payment("seller"))
+    play = await world.play(*steps, do={"seller_receipt": rejects()})
+    await play.fails()
+    assert play.order() == [step.name for step in steps]
+    assert play.order("undo") == ["seller_charge", "buyer_charge"]
+
+
 def test_s1_the_same_step_twice_is_refused() -> None:
     with pytest.raises(DefinitionError, match="step 'a' is defined 2 times"):
         Saga("play", *LINE).extend(Step("a"))

@@ -305,6 +305,7 @@ class _Explaining:
         until_ms = settle_due_ms(self._contract, state, instance) if instance.due_ms else None
         again = f" in round {saga_round}" if saga_round > 1 else ""
         first = "before the way back begins, it waits" if state.failing and not state.only_forward else "waits"
+        asked = ", which is to be cancelled," if instance.cancelling else ""
         until = ""
         if until_ms is not None and step not in self._contract.forward_only:
             until = f"; its due is {self._clock(until_ms)}"
@@ -315,7 +316,7 @@ class _Explaining:
             since_ms=since_ms,
             until_ms=until_ms,
             waits_on=waited,
-            text=f"{first} for {step}{again} since {self._clock(since_ms)}: {why}{until}",
+            text=f"{first} for {step}{again}{asked} since {self._clock(since_ms)}: {why}{until}",
             advice=self._advice(step, waited),
         )
 

@@ -70,6 +70,19 @@ async def test_a_step_whose_group_is_empty() -> None:
     assert reason.advice == ("start the service: choreo run MODULE:payment",)
 
 
+async def test_a_step_that_is_to_be_cancelled() -> None:
+    beside = Saga("order", Step("a"), Step("b"), Step("c", after="a", on_sibling_failure="cancel"))
+    world = await World.open(beside)
+    await world.pen.completed("s", "a")
+    await world.pen.failed("s", "b")
+    assert [reason.kind for reason in (await world.why()).reasons] == ["saga_log", "step"]
+    await say_what_is_owed(world.pen)
+    reason = await world.only("step")
+    assert reason.text.startswith(
+        "before the way back begins, it waits for c, which is to be cancelled, since 22:13:20"
+    )
+
+
 async def test_a_step_that_nobody_says_to_run() -> None:
     reason = await (await World.open(announced=False)).only("step")
     assert "no service has said that it runs a of order version 1" in reason.text

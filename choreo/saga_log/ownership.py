@@ -128,9 +128,13 @@ class Ownership:
     async def learn(self) -> None:
         """Read one more page of what the store has of some shard, for it to know later what is not there.
 
+        A store that was away is not asked until it could be written again: to wait for its answer would hold up all.
+
         Raises:
             StoreConflict: the store is not where we left it.
         """
+        if self._trouble:
+            return
         for shard in self.shards.values():
             if shard.known.read_after is None:
                 continue
@@ -138,7 +142,7 @@ class Ownership:
                 saga_ids = await self._store.saga_ids(shard.tp, after=shard.known.read_after)
                 await self.believe_store(shard)
             except StoreUnavailable as error:
-                self.complain(f"cannot read which sagas of {shard.tp} are stored, trying again", error)
+                self.complain(f"cannot read which sagas of {shard.tp} are stored, trying again later", error)
             else:
                 shard.known.take(saga_ids)
             return

@@ -19,7 +19,7 @@ from choreo.saga_log.ownership import Ownership
 from choreo.saga_log.shard import Shard
 from choreo.store import open_store
 from choreo.store.memory import MemoryStore
-from choreo.store.port import Checkpoint
+from choreo.store.port import Advance, Checkpoint
 from tests.unit.by_hand import LINE, a_broker, a_pen
 from tests.unit.test_saga_log import folded_to_the_end, has, kinds, parked, quiet, running, serve, until
 
@@ -207,6 +207,26 @@ async def test_a_store_that_no_waiting_mends_ends_the_saga_log(tmp_path: Path) -
     with pytest.raises(StoreError, match="closed"):
         async with running(broker, LINE, store=store) as log:
             await until(lambda: log._ended.is_set())
+
+
+async def test_a_store_that_is_away_is_not_asked_at_every_turn_for_what_it_has() -> None:
+    store = Away()
+    own = Ownership(
+        await a_broker(LINE), store, {}, lambda name, version: None, resting_max=1, active_max=1, on_dropped=print
+    )
+    await store.save([Advance(TP, None, Checkpoint(17, "m"), ())])
+    shard = Shard(TP, "order", lambda name, version: None, checkpoint=Checkpoint(17, "m"), offset=17, end=17)
+    own.shards[TP] = shard
+    store.asked, store.away = 0, True
+    for _ in range(3):
+        await own.learn()
+    assert store.asked == 1
+    assert shard.known.read_after == ""
+    store.away = False
+    shard.apply([Message("choreo.order", 0, 17, 1, b"s-1", b"no record", ())])
+    await own.save()
+    await own.learn()
+    assert shard.known.read_after is None
 
 
 async def test_states_of_a_store_that_was_put_back_under_us_are_not_believed() -> None:

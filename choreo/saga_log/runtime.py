@@ -255,8 +255,10 @@ class SagaLog:
         for shard in self._own.shards.values():
             self._go_live(consumer, shard, worked)
         letters = [(shard, *letter) for shard, each in applied for letter in each.refused]
-        if await self._append(letters):
-            for shard in worked.values():
+        left = await self._append(letters)
+        self._own.drop(left)  # or the store would be ahead of the dead letters, and nobody would write them any more
+        for tp, shard in worked.items():
+            if tp not in left:
                 self._own.account(shard)
         self._uncommitted |= worked
         if letters:
@@ -323,8 +325,11 @@ class SagaLog:
         shard.live = True
         self._accounts.caught_up(shard)
 
-    async def _append(self, letters: Sequence[tuple[Shard, Message, Refused]]) -> bool:
-        """Append what is owed and what is refused, sagas side by side. False if a letter had to be left."""
+    async def _append(self, letters: Sequence[tuple[Shard, Message, Refused]]) -> set[TopicPartition]:
+        """Append what is owed and what is refused, sagas side by side. Returns where a letter had to be left.
+
+        That is only where the next owner will write it: partitions that are given up, or all of them at a stop.
+        """
         works = [
             partial(self._dead_letters.put, shard.saga, message, why, self._wanted(shard.tp))
             for shard, message, why in letters
@@ -336,7 +341,7 @@ class SagaLog:
             for unsent in shard.unsent()
         ]
         written = await _side_by_side(works)
-        return all(written[: len(letters)])
+        return {shard.tp for (shard, _, _), done in zip(letters, written, strict=False) if not done}
 
     async def _save(self, consumer: Consumer) -> None:
         """Save what has changed, then commit the group's offsets."""

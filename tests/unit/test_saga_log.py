@@ -908,6 +908,22 @@ async def test_a_rebuild_does_not_write_dead_letters_again() -> None:
     assert len(await messages_of(broker, "choreo.order.dead-letters")) == 1
 
 
+async def test_a_dead_letter_that_was_left_at_a_stop_is_written_by_the_next_owner() -> None:
+    broker = await a_broker(LINE)
+    pen = await a_pen(broker, LINE)
+    store = MemoryStore()
+    async with running(DeafBroker(broker, 0), LINE, store=store, clock=FakeClock()) as log:
+        await pen.start("s")
+        await pen.raw("s", b"\xff\x00")
+        await until(lambda: "s" in log.states())
+        await log.stop()
+    assert await messages_of(broker, "choreo.order.dead-letters") == []
+    async with running(broker, LINE, store=store) as log:
+        await until(lambda: folded_to_the_end(log, broker))
+    [letter] = await messages_of(broker, "choreo.order.dead-letters")
+    assert (letter.key, letter.value) == (b"s", b"\xff\x00")
+
+
 async def test_a_dead_letter_that_is_too_large_with_its_reason_keeps_what_fits() -> None:
     broker = await a_broker(LINE)
     pen = await a_pen(broker, LINE)
@@ -1088,6 +1104,20 @@ class FlakyBroker:
 
     async def producer(self) -> Any:
         return Flaky(await self._inner.producer(), self.outages)
+
+
+class Deaf(Flaky):
+    """A producer whose records do not arrive."""
+
+    async def send(self, *args: Any, **kwargs: Any) -> Any:
+        raise BrokerUnavailable("the broker is away")
+
+
+class DeafBroker(FlakyBroker):
+    """It can be read from, and takes nothing."""
+
+    async def producer(self) -> Any:
+        return Deaf(await self._inner.producer(), 0)
 
 
 async def test_it_sends_again_until_the_broker_is_back() -> None:

@@ -8,7 +8,6 @@ what is finished.
 from __future__ import annotations
 
 import os
-from urllib.parse import urlsplit
 
 from choreo.broker.port import (
     Appended,
@@ -25,7 +24,7 @@ from choreo.broker.port import (
     TopicPartition,
     TopicSpec,
 )
-from choreo.broker.url import shown_url
+from choreo.broker.url import shown_url, split_url
 from choreo.errors import ConfigurationError
 
 __all__ = [
@@ -84,7 +83,7 @@ async def open_broker(url: str, *, signed: bool = True, encrypted: bool = True) 
 
 
 async def _open(url: str) -> Broker:
-    scheme = urlsplit(url).scheme
+    scheme = split_url(url).scheme
     if scheme == "kafka":
         from choreo.broker.kafka import KafkaBroker
 

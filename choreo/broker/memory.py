@@ -14,7 +14,6 @@ import asyncio
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Self
-from urllib.parse import urlsplit
 
 from choreo.broker.embedded.changes import Changes
 from choreo.broker.embedded.group import Group, Membership, Standing
@@ -42,6 +41,7 @@ from choreo.broker.port import (
     TopicPartition,
     TopicSpec,
 )
+from choreo.broker.url import split_url
 from choreo.clock import SystemClock
 from choreo.errors import BrokerError, CommitRefused, TopicError
 
@@ -67,7 +67,7 @@ class MemoryBroker:
         Raises:
             ConfigurationError: the URL has an option that does not exist, or a value that is not possible.
         """
-        parts = urlsplit(url)
+        parts = split_url(url)
         session_timeout_ms, heartbeat_ms = session_times(parts, options_of(parts, _OPTIONS))
         logs = _logs_of_running_loop()
         name = parts.netloc + parts.path

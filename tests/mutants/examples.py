@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import msgspec
 
-from choreo.core import SagaState, evolve
+from choreo.core import SagaState, evolve, messages
 from choreo.core.state import Decision, Note
 from choreo.messages.records import OperatorActed, SagaStarted, StepCompensated
 from tests.unit.core import test_rules as rules
@@ -23,7 +23,7 @@ def commands_believed() -> Any:
         state.owed = tuple(owed for owed in state.owed if owed != decision)
         return True
 
-    return patch.object(evolve, "paid", believe)
+    return patch.object(messages, "paid", believe)
 
 
 def rules_not_pinned() -> Any:

@@ -12,7 +12,7 @@ import pytest
 
 from choreo.broker import open_broker
 from choreo.broker.kafka.security import OPTIONS, SECRETS
-from choreo.broker.url import HIDDEN, shown_url
+from choreo.broker.url import HIDDEN, shown_url, split_url
 from choreo.cli import settings
 from choreo.cli.settings import SETTINGS, InForce, in_force, misspelt, read, shown
 from choreo.errors import ConfigurationError
@@ -158,3 +158,9 @@ def test_every_setting_is_documented() -> None:
     for setting in SETTINGS:
         line = f"| `{setting.key}` | `{setting.variable}` | {setting.default or '-'} | {setting.about} |"
         assert line in page, line
+
+
+def test_a_url_with_several_hosts_is_taken_apart_whatever_python_thinks_of_it() -> None:
+    parts = split_url("KAFKA://one:1,[::1]:9/path?a=b&c=d#end")
+    assert parts == ("kafka", "one:1,[::1]:9", "/path", "a=b&c=d", "end")
+    assert split_url("no-scheme") == ("", "", "no-scheme", "", "")

@@ -6,12 +6,12 @@ import difflib
 import os
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import msgspec
 
 from choreo.broker.kafka.security import OPTIONS, Security, security_of
-from choreo.broker.url import shown_url
+from choreo.broker.url import shown_url, split_url
 from choreo.errors import ConfigurationError
 
 PORT_DEFAULT = 9092
@@ -61,7 +61,7 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigurationError: it names what is wrong.
         """
-        parts, url = urlsplit(url), shown_url(url)  # from here on only errors name it
+        parts, url = split_url(url), shown_url(url)  # from here on only errors name it
         if parts.scheme != "kafka":
             raise ConfigurationError(f"broker URL {url!r}: the scheme is not kafka://")
         if "@" in parts.netloc:

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from choreo.broker.embedded.changes import Changes
 from choreo.broker.embedded.group import Group, Membership, Standing
@@ -30,7 +30,7 @@ from choreo.broker.sqlite.file import LogFile
 from choreo.broker.sqlite.horizon import Horizon
 from choreo.broker.sqlite.tables import Snapshot, Transaction
 from choreo.broker.sqlite.threads import Follower, Writer
-from choreo.broker.url import shown_url
+from choreo.broker.url import shown_url, split_url
 from choreo.clock import Clock, SystemClock
 from choreo.errors import BrokerError, ConfigurationError
 
@@ -66,7 +66,7 @@ class SqliteBroker:
             ConfigurationError: the URL, the path or the file cannot be used; the message says why.
             BrokerUnavailable: other processes keep the file locked.
         """
-        parts = urlsplit(url)
+        parts = split_url(url)
         options = options_of(parts, _OPTIONS)
         if options["synchronous"] not in ("full", "normal"):
             raise ConfigurationError(f"broker URL {shown_url(url)!r}: synchronous must be full or normal")

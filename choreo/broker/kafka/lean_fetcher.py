@@ -36,7 +36,7 @@ Records = dict[KafkaTopicPartition, list[Message]]
 
 BUSY_RECORDS = 12  # that came at once; a record that comes alone is fetched at once
 TURNS_FIRST = 6  # of the event loop before the next request: what was read is answered first, with one in flight
-GATHER_S = 0.016  # from the sending of a request to the next, while records come like that
+GATHER_S = 0.008  # from the sending of a request to the next, while records come like that
 
 
 class LeanFetcher(Fetcher):  # type: ignore[misc]

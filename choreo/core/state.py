@@ -8,7 +8,7 @@ input, has a chain of its own that settles and is undone (rule 13); its instance
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
@@ -57,7 +57,7 @@ class Phase(StrEnum):
     COMPENSATED = "compensated"
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A record with what the log says about it.
 
     Attributes:

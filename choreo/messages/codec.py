@@ -7,6 +7,7 @@ and effects pass through undecoded; ``transcode`` turns a stray one around.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -50,11 +51,14 @@ _decoders: dict[str, Any] = {
     JSON: msgspec.json.Decoder(AnyRecord),
     MSGPACK: msgspec.msgpack.Decoder(AnyRecord),
 }
+_DECODERS: dict[bytes | None, tuple[str, Callable[[bytes], AnyRecord]]] = {
+    None: (JSON, _decoders[JSON].decode),
+    **{name.encode(): (name, _decoders[name].decode) for name in CONTENT_TYPES},
+}
 _checks = {kind: check_of(kind) for kind in RECORD_TYPES}
-_Places = tuple[int | None, int | None, int | None]
+_Places = tuple[int, int | None, int | None, int | None]
 _PLACES: dict[tuple[str, ...], _Places] = {}
 _PLACES_MAX = 64
-_CONTENT_TYPES = {name.encode(): name for name in CONTENT_TYPES}
 _encoders: dict[str, Any] = {JSON: msgspec.json.Encoder(), MSGPACK: msgspec.msgpack.Encoder()}
 _plain_decoders: dict[str, Any] = {JSON: msgspec.json.Decoder(), MSGPACK: msgspec.msgpack.Decoder()}
 
@@ -87,13 +91,14 @@ def decode_whole(
     """
     if len(value) > limits.value_bytes_max:
         raise Undecodable(f"value has {len(value)} bytes; at most {limits.value_bytes_max} are allowed")
-    given, version, traceparent = _read_headers(headers, limits)
-    content_type = JSON if given is None else _CONTENT_TYPES.get(given) or given.decode("ascii", "replace")
-    decoder = _decoders.get(content_type)
-    if decoder is None:
+    given, version, traceparent = _read_headers(headers, limits) if headers else (None, None, None)
+    found = _DECODERS.get(given)
+    if found is None:
+        content_type = (given or b"").decode("ascii", "replace")
         raise Undecodable(f"content-type is {content_type!r}; it must be {' or '.join(CONTENT_TYPES)}")
+    content_type, decode_value = found
     try:
-        record: AnyRecord = decoder.decode(value)
+        record = decode_value(value)
         _checks[type(record)](record)
     except _DECODE_ERRORS as error:
         raise Undecodable(f"not a record of choreo: {_reason(error)}") from error
@@ -110,17 +115,15 @@ def _read_headers(headers: Headers, limits: Limits) -> tuple[bytes | None, bytes
     Raises:
         Undecodable: the headers cannot be accepted.
     """
-    if not headers:
-        return None, None, None
     if len(headers) > limits.header_count_max:
         raise Undecodable(f"record has {len(headers)} headers; at most {limits.header_count_max} are allowed")
-    names, texts = zip(*headers, strict=True)
+    names, texts = zip(*headers)  # noqa: B905 - all are pairs, and strict makes it half as slow again
     if names[0] in _REFUSED_BY_ADAPTERS:
         raise Undecodable(f"{_REFUSED_BY_ADAPTERS[names[0]]}: {texts[0].decode('utf-8', 'replace')}")
-    size = len("".join(names)) + len(b"".join(texts))
+    names_bytes, content_type, version, traceparent = _PLACES.get(names) or _places(names)
+    size = names_bytes + len(b"".join(texts))
     if size > limits.header_bytes_max:
         raise Undecodable(f"headers have {size} bytes; at most {limits.header_bytes_max} are allowed")
-    content_type, version, traceparent = _PLACES.get(names) or _places(names)
     return (
         None if content_type is None else texts[content_type],
         None if version is None else texts[version],
@@ -129,14 +132,19 @@ def _read_headers(headers: Headers, limits: Limits) -> tuple[bytes | None, bytes
 
 
 def _places(names: tuple[str, ...]) -> _Places:
-    """Where the headers stand that ``_read_headers`` gives. There are few sets of names, and all records have one."""
-    if len(_PLACES) >= _PLACES_MAX:
-        _PLACES.clear()
+    """How long the names are together, and where the headers stand that ``_read_headers`` gives.
+
+    There are few sets of names, and all records have one of them, so they are kept.
+    """
     content_type, version, traceparent = (
         names.index(name) if name in names else None for name in ("content-type", VERSION, "traceparent")
     )
-    _PLACES[names] = content_type, version, traceparent
-    return _PLACES[names]
+    places = len("".join(names)), content_type, version, traceparent
+    if places[0] <= LIMITS.header_bytes_max:  # what is to be refused is not worth its room
+        if len(_PLACES) >= _PLACES_MAX:
+            _PLACES.clear()
+        _PLACES[names] = places
+    return places
 
 
 def encode(record: Record, *, content_type: str = JSON, limits: Limits = LIMITS) -> bytes:

@@ -6,6 +6,7 @@ A JSON line a result, on standard output and in a file; tables and plots from th
     python -m benchmarks --quick              the main figures: a few minutes
     python -m benchmarks --broker kafka://…   another broker
     python -m benchmarks --only growth        a part: kafka, one-process, growth (several may be given)
+    python -m benchmarks --only kafka --scenario inbox   those of its scenarios that have this in their name
     python -m benchmarks --docs               write tables and plots into docs/performance.md, docs/scale.md after them
     python -m benchmarks --replayed 10000000  only replay so many records, with a progress bar: minutes
     python -m benchmarks --render FILE        only write tables and plots, from the results of an earlier run
@@ -50,6 +51,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="length of each measurement; 10, or 5 with --quick")
     parser.add_argument("--quick", action="store_true", help="the main figures only")
     parser.add_argument("--only", action="append", choices=PARTS, help="a part of it")
+    parser.add_argument("--scenario", default="", help="over Kafka, only scenarios with this in their name")
     parser.add_argument("--out", type=Path, default=RESULTS, help=f"directory for what it finds; {RESULTS} by default")
     parser.add_argument("--docs", action="store_true", help="write tables and plots into docs/performance.md, too")
     parser.add_argument("--render", type=Path, metavar="FILE", help="the results of an earlier run")
@@ -90,8 +92,8 @@ def main() -> int:
 
                     kafka = stack.enter_context(LocalKafka())
                     url, pid = kafka.url, kafka.pid or 0
-                run_async(lambda: measure_over_kafka(report, url, pid, seconds, work))
-                if not options.quick:
+                run_async(lambda: measure_over_kafka(report, url, pid, seconds, work, scenario=options.scenario))
+                if not options.quick and not options.scenario:
                     run_beside("benchmarks.one_process", url, work, report.path, seconds, "full")
     print(show(report.path, options), file=sys.stderr)
     report.progress(f"done; failed: {', '.join(report.failed) or 'nothing'}")

@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from benchmarks.inbox_saga import ORDER as WITH_INBOX
+from benchmarks.inbox_saga import ON_POSTGRESQL, ON_SQLITE
 from benchmarks.load import Load, Measured
 from benchmarks.measure import measure, orders
 from benchmarks.order_saga import GOOD, LONG, ORDER
-from benchmarks.processes import Processes, Usage, usage_of
+from benchmarks.processes import Processes, Usage, usage_of, usage_of_tree
 from benchmarks.report import Report, ratio_of
 from benchmarks.wire_limit import HOPS, Chain
 from choreo import Client, Saga, open_broker
@@ -42,6 +42,7 @@ class Scenario(NamedTuple):
         services: ``MODULE:NAME`` of the services of one process each.
         contract: the saga-log's argument.
         failing_share: one saga in so many fails at its last step; 0 for none.
+        needs_postgresql: for the services' inboxes.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Scenario(NamedTuple):
     loads: tuple[Load, ...]
     content_type: str = JSON
     failing_share: int = 0
+    needs_postgresql: bool = False
 
 
 def _of(module: str, *names: str) -> tuple[str, ...]:
@@ -59,7 +61,7 @@ def _of(module: str, *names: str) -> tuple[str, ...]:
 
 _SHORT = (_of("order_saga", "inventory", "payment", "shipping"), "benchmarks.order_saga:ORDER")
 _LONG = (_of("order_saga", "long_inventory", "long_payment", "long_shipping"), "benchmarks.order_saga:LONG")
-_INBOX = (_of("inbox_saga", "inventory", "payment", "shipping"), "benchmarks.inbox_saga:ORDER")
+_INBOX = _of("inbox_saga", "inventory", "payment", "shipping")
 
 QUICK = (
     Scenario("3 steps", ORDER, *_SHORT, (ONE, MANY)),
@@ -70,7 +72,15 @@ FULL = (
     Scenario("3 steps, 10 % fail at the last", ORDER, *_SHORT, (MANY,), failing_share=10),
     Scenario("3 steps, all fail at the last", ORDER, *_SHORT, (ONE, MANY), failing_share=1),
     Scenario("3 steps, MessagePack", ORDER, *_SHORT, (ONE, MANY), MSGPACK),
-    Scenario("3 steps, inbox", WITH_INBOX, *_INBOX, (ONE, MANY)),
+    Scenario("3 steps, inbox in SQLite", ON_SQLITE, _INBOX, "benchmarks.inbox_saga:ON_SQLITE", (ONE, MANY)),
+    Scenario(
+        "3 steps, inbox in PostgreSQL",
+        ON_POSTGRESQL,
+        _INBOX,
+        "benchmarks.inbox_saga:ON_POSTGRESQL",
+        (ONE, MANY),
+        needs_postgresql=True,
+    ),
     Scenario("12 steps", LONG, *_LONG, (ONE, MANY)),
 )
 
@@ -116,15 +126,25 @@ class WireLimit:
         await self._chain.close()
 
 
-def with_broker(processes: Processes, broker: Usage | int) -> Mapping[str, Usage]:
-    """The usage of the processes, and of the broker's if its pid is known (0: it is not)."""
+def with_broker(processes: Processes, broker: Usage | int, database_pid: int = 0) -> Mapping[str, Usage]:
+    """The usage of the processes, and of the broker's and the database's if their pids are known (0: it is not)."""
     processes.check()
-    used = processes.usage()
-    return {**used, "broker": usage_of(broker)} if isinstance(broker, int) and broker else used
+    used = dict(processes.usage())
+    if isinstance(broker, int) and broker:
+        used["broker"] = usage_of(broker)
+    if database_pid:
+        used["PostgreSQL"] = usage_of_tree(database_pid)
+    return used
 
 
-async def measure_over_kafka(report: Report, url: str, broker_pid: int, seconds: float, logs: Path) -> None:
-    """All scenarios, each load after the same through the wire limit."""
+async def measure_over_kafka(
+    report: Report, url: str, broker_pid: int, seconds: float, logs: Path, *, scenario: str = ""
+) -> None:
+    """The scenarios, each load after the same through the wire limit.
+
+    Args:
+        scenario: only those that have this in their name.
+    """
     bootstrap = url.removeprefix("kafka://").partition("?")[0]
     collect_rarely()  # as any program that is meant to be quick
     async with AsyncExitStack() as stack:
@@ -133,9 +153,10 @@ async def measure_over_kafka(report: Report, url: str, broker_pid: int, seconds:
         with report.section("the wire limit"):
             await wire.open()
             stack.push_async_callback(wire.close)
-        for scenario in QUICK if report.quick else FULL:
-            with report.section(f"Kafka: {scenario.name}"):
-                await _measure_scenario(report, scenario, wire, url, broker_pid, seconds, logs)
+        for each in QUICK if report.quick else FULL:
+            if scenario in each.name:
+                with report.section(f"Kafka: {each.name}"):
+                    await _measure_scenario(report, each, wire, url, broker_pid, seconds, logs)
 
 
 async def _measure_scenario(
@@ -145,9 +166,15 @@ async def _measure_scenario(
         broker = await open_broker(url)
         stack.push_async_callback(broker.close)
         await ensure_saga_topics(broker, [scenario.saga], partitions=PARTITIONS)
+        inbox, database_pid = str(logs), 0
+        if scenario.needs_postgresql:
+            from tests.local_postgres import LocalPostgres
+
+            database = stack.enter_context(LocalPostgres(is_durable=True))
+            inbox, database_pid = database.url, database.pid
         processes = stack.enter_context(Processes(logs))
         began = time.perf_counter()
-        start(processes, scenario, url, logs)
+        start(processes, scenario, url, logs, inbox)
         client = await stack.enter_async_context(Client(broker, content_type=scenario.content_type))
         await client.run(scenario.saga, GOOD, timeout_s=90)
         first_ms = round((time.perf_counter() - began) * 1_000)
@@ -162,15 +189,15 @@ async def _measure_scenario(
                 operation,
                 load,
                 seconds=seconds,
-                usage=lambda: with_broker(processes, broker_pid),
+                usage=lambda: with_broker(processes, broker_pid, database_pid),
                 more=lambda measured, limit=limit: {"ratio_to_wire": ratio_of(measured, limit)},  # type: ignore[misc]
             )
 
 
-def start(processes: Processes, scenario: Scenario, url: str, logs: Path) -> None:
+def start(processes: Processes, scenario: Scenario, url: str, logs: Path, inbox: str) -> None:
     """A process for each service, and the saga-log's with its states in a file."""
     run = secrets.token_hex(3)
-    env = {"CHOREO_BENCH_INBOX": str(logs)}
+    env = {"CHOREO_BENCH_INBOX": inbox}
     quiet = ("--log-level", "error")
     for service in scenario.services:
         name = service.rpartition(":")[2]

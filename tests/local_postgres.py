@@ -64,7 +64,13 @@ def find_binaries() -> Path:
 class LocalPostgres:
     """One server that lives as long as this object's user wants, and no longer than this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_durable: bool = False) -> None:
+        """Choose a port; nothing is started.
+
+        Args:
+            is_durable: flush each commit to the disk, as a server in production does.
+        """
+        self._settings = {**SETTINGS, "fsync": "on"} if is_durable else SETTINGS
         self.port = free_port()
         self.password = secrets.token_urlsafe(12)
         self._home: Path | None = None
@@ -74,6 +80,11 @@ class LocalPostgres:
     @property
     def url(self) -> str:
         return f"postgresql://{USER}:{self.password}@127.0.0.1:{self.port}/postgres"
+
+    @property
+    def pid(self) -> int:
+        """Of its first process; 0 while it does not run."""
+        return 0 if self._process is None else self._process.pid
 
     @property
     def version(self) -> str:
@@ -87,7 +98,7 @@ class LocalPostgres:
         if self._home is None:
             self._make()
         assert self._home is not None
-        settings = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        settings = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
         with (self._home / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._binaries / "postgres", "-D", self._home / "data", "-p", str(self.port), *settings],

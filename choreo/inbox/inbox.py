@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from choreo.contract.policy import Duration, duration_ms, duration_text
 from choreo.contract.saga import Saga
@@ -15,9 +16,12 @@ from choreo.inbox.source import Source
 from choreo.inbox.table import make_table
 from choreo.inbox.transaction import Statements, Transaction, drive, raise_unavailable
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 DIALECTS = ("sqlite", "postgresql")
+ROLLBACK_JOURNALS = ("delete", "truncate", "persist")
 CONCURRENCY_DEFAULT = 64
 DELETED_AT_ONCE = 1_000
 
@@ -66,8 +70,8 @@ class Inbox:
                 is an error then.
             keep: how long rows are kept from their last change: longer than the log is, so that nothing is delivered
                 again whose row is gone (rule 21).
-            concurrency: at most as many as the engine's pool gives; that many by default, and one for SQLite, which
-                has one writer.
+            concurrency: at most as many as the engine's pool gives; by default as many as it keeps, since what is
+                above its ``pool_size`` is connected anew each time, and one for SQLite, which has one writer.
 
         Raises:
             ConfigurationError: SQLAlchemy is missing, or an argument is none of these.
@@ -85,12 +89,12 @@ class Inbox:
             self.keep_ms = duration_ms(keep)
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"Inbox(keep=…): {error}") from error
-        most = _connections_of(self.source)
+        kept, most = _connections_of(self.source)
         if concurrency is not None and not 1 <= concurrency <= most:
             raise ConfigurationError(
                 f"Inbox(concurrency={concurrency}): it must be from 1 to {most}, which is what the engine's pool gives"
             )
-        self.concurrency = most if concurrency is None else concurrency
+        self.concurrency = kept if concurrency is None else concurrency
 
     @property
     def is_async(self) -> bool:
@@ -134,13 +138,15 @@ class Inbox:
         return await asyncio.get_running_loop().run_in_executor(executor, lambda: drive(work()))
 
     async def open(self, executor: Executor) -> None:
-        """Look for the table, or create it.
+        """Look for the table, or create it. A SQLite file that will be slow is told of in the log.
 
         Raises:
             ConfigurationError: it is missing.
             InboxUnavailable: the database does not answer.
         """
         await self.run(self._create_tables if self.creates_tables else self._look_for_table, executor)
+        if self.source.dialect == "sqlite":
+            await self.run(self._look_at_journal, executor)
 
     async def delete_old(self, now_ms: int, executor: Executor) -> int:
         """Delete a batch of what is too old. Returns how many there were. Raises ``InboxUnavailable``."""
@@ -177,6 +183,21 @@ class Inbox:
                 "create it with Inbox.create_tables(), or by a migration from Inbox.metadata"
             )
 
+    async def _look_at_journal(self) -> None:
+        try:
+            mode = await self._on_connection(
+                lambda connection: connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
+            )
+        except Exception as error:  # noqa: BLE001  # told apart there
+            raise_unavailable(error)
+        if mode in ROLLBACK_JOURNALS:
+            logger.warning(
+                "the inbox's SQLite file %s has a rollback journal (%s): each transaction waits for the disk several "
+                "times; with PRAGMA journal_mode = WAL, which a file keeps, it waits once",
+                self.source.engine.url.database or "",
+                mode,
+            )
+
     async def _clean_up(self, now_ms: int) -> int:
         deleted, batch = 0, DELETED_AT_ONCE
         while batch == DELETED_AT_ONCE:
@@ -207,13 +228,20 @@ class Inbox:
             return work(connection)
 
 
-def _connections_of(source: Source) -> int:
+class _Connections(NamedTuple):
+    """How many connections a pool keeps open, and how many it gives at once."""
+
+    kept: int
+    most: int
+
+
+def _connections_of(source: Source) -> _Connections:
     from sqlalchemy.pool import QueuePool
 
     pool = source.engine.pool
     if source.dialect == "sqlite":
-        return 1
+        return _Connections(1, 1)
     overflow = getattr(pool, "_max_overflow", 0)
-    if isinstance(pool, QueuePool) and overflow >= 0:
-        return int(pool.size() + overflow)
-    return CONCURRENCY_DEFAULT
+    if isinstance(pool, QueuePool) and overflow >= 0 and pool.size() > 0:  # 0 and -1 are its words for no limit
+        return _Connections(pool.size(), pool.size() + overflow)
+    return _Connections(CONCURRENCY_DEFAULT, CONCURRENCY_DEFAULT)

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from choreo.contract import Saga, Step
 from choreo.errors import ConfigurationError, DefinitionError
 from choreo.inbox import Inbox
+from choreo.inbox.inbox import CONCURRENCY_DEFAULT
 from choreo.messages.records import SagaCompleted, StepCompensated, StepCompleted, StepFailed
 from choreo.observe.events import OutcomeEvent
 from choreo.step import CompensationContext, Context, NothingToUndo, Options, Reject, Service, StepRuntime
@@ -133,7 +134,26 @@ def test_more_transactions_than_connections_are_refused(engine: Engine) -> None:
     with pytest.raises(ConfigurationError, match="it must be from 1 to 1"):
         Inbox(engine, concurrency=2)
     pooled = create_engine("postgresql+psycopg://nowhere", pool_size=3, max_overflow=4)
-    assert Inbox(pooled).concurrency == 7
+    assert Inbox(pooled).concurrency == 3, "what is above is connected anew each time"
+    assert Inbox(pooled, concurrency=7).concurrency == 7
+    with pytest.raises(ConfigurationError, match="it must be from 1 to 7"):
+        Inbox(pooled, concurrency=8)
+    assert Inbox(create_engine("postgresql+psycopg://nowhere", pool_size=0)).concurrency == CONCURRENCY_DEFAULT
+
+
+@pytest.mark.parametrize(("journal", "is_told"), [("delete", True), ("wal", False)])
+async def test_a_slow_journal_is_told_of_at_the_start(
+    engine: Engine, caplog: pytest.LogCaptureFixture, *, journal: str, is_told: bool
+) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"PRAGMA journal_mode = {journal}")
+    world = await make_world()
+    async with running(world, outside(Inbox(engine, create_tables=True), lambda order: None)):
+        await world.send(completed())
+        await world.answer(StepCompleted)
+    told = [record.getMessage() for record in caplog.records if "journal_mode = WAL" in record.getMessage()]
+    assert len(told) == is_told
+    assert not is_told or "service.db has a rollback journal (delete)" in told[0]
 
 
 def test_rows_are_kept_longer_than_sagas_take(engine: Engine) -> None:

@@ -35,7 +35,7 @@ def _on_sqlite(saga: Saga, index: int, name: str) -> Service:
     service = Service(f"{saga.name}-{name}", inbox=Inbox(engine, create_tables=True))
 
     @service.step(saga, saga.steps[index].name)
-    def run(order: Order, ctx: Context, connection: Connection) -> Done:
+    def run(order: Order, ctx: Context, connection: Connection) -> Done:  # noqa: ARG001 -- asks to work in the transaction
         return Done(ctx.idempotency_key, order.quantity)
 
     @service.compensation(saga, saga.steps[index].name)
@@ -51,7 +51,7 @@ def _on_postgresql(saga: Saga, index: int, name: str) -> Service:
     service = Service(f"{saga.name}-{name}", inbox=inbox)
 
     @service.step(saga, saga.steps[index].name)
-    async def run(order: Order, ctx: Context, connection: AsyncConnection) -> Done:
+    async def run(order: Order, ctx: Context, connection: AsyncConnection) -> Done:  # noqa: ARG001 -- as above
         return Done(ctx.idempotency_key, order.quantity)
 
     @service.compensation(saga, saga.steps[index].name)

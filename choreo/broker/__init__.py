@@ -24,8 +24,8 @@ from choreo.broker.port import (
     TopicPartition,
     TopicSpec,
 )
-from choreo.broker.url import shown_url, split_url
 from choreo.errors import ConfigurationError
+from choreo.url import shown_url, split_url
 
 __all__ = [
     "Appended",

@@ -41,9 +41,9 @@ from choreo.broker.port import (
     TopicPartition,
     TopicSpec,
 )
-from choreo.broker.url import split_url
 from choreo.clock import SystemClock
 from choreo.errors import BrokerError, CommitRefused, TopicError
+from choreo.url import split_url
 
 _OPTIONS = {"session_timeout_ms": str(SESSION_TIMEOUT_MS), "heartbeat_ms": str(HEARTBEAT_MS)}
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from choreo.broker.url import HIDDEN, shown_url
 from choreo.errors import ConfigurationError
+from choreo.url import HIDDEN, shown_url
 
 FILE_VARIABLE = "CHOREO_CONFIG"
 FILE_DEFAULT = Path("choreo.toml")

@@ -7,10 +7,11 @@ queries, never the truth: it may lag, it never leads, and whoever doubts it wipe
 
 from __future__ import annotations
 
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, unquote
 
 from choreo.errors import ConfigurationError
 from choreo.store.port import Activity, Advance, Checkpoint, Place, Query, Row, Store
+from choreo.url import split_url
 
 __all__ = ["Activity", "Advance", "Checkpoint", "Place", "Query", "Row", "Store", "open_store"]
 
@@ -27,7 +28,7 @@ async def open_store(url: str) -> Store:
             program's or a newer release's; or the driver is not installed.
         StoreUnavailable: the database does not answer.
     """
-    parts = urlsplit(url)
+    parts = split_url(url)
     if parts.scheme == "postgresql":
         need_driver()
         from choreo.store.postgres import PostgresStore
@@ -43,7 +44,7 @@ async def open_store(url: str) -> Store:
         path = unquote(parts.path)[1:]
         if parts.netloc or not path:
             raise ConfigurationError(
-                f"store URL {url!r} names no file; use sqlite:///relative.db or sqlite:////absolute.db"
+                f"store URL {without_password(parts)!r} names no file; use sqlite:///relative.db or sqlite:////absolute.db"
             )
         from choreo.store.sqlite import SqliteStore
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import NamedTuple, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from choreo.broker.port import TopicPartition
 from choreo.errors import ConfigurationError
 from choreo.store import need_driver, without_password
 from choreo.store.port import Checkpoint, Row
+from choreo.url import split_url
 
 
 class Contents(NamedTuple):
@@ -64,7 +65,7 @@ async def open_inspection(url: str) -> Inspection:
         ConfigurationError: there is none, it is of another release or program, or it keeps nothing to look at.
         StoreUnavailable: the database does not answer.
     """
-    parts = urlsplit(url)
+    parts = split_url(url)
     if parts.scheme == "postgresql":
         need_driver()
         from choreo.store.postgres_inspection import PostgresInspection

@@ -12,12 +12,13 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 import asyncpg
 
 from choreo.errors import ConfigurationError, StoreConflict, StoreError, StoreUnavailable
 from choreo.store import postgres_schema
+from choreo.url import split_url
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def address_of(url: str) -> Address:
     Raises:
         ConfigurationError: no database is named, or an option is not known.
     """
-    parts = urlsplit(url)
+    parts = split_url(url)
     user, _, host = parts.netloc.rpartition("@")
     netloc = f"{user.partition(':')[0]}@{host}" if user else host
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -204,6 +205,10 @@ class Link:
                 raise StoreUnavailable(f"the store {shown} is away: {_said(error)}") from error
             if isinstance(error, asyncpg.PostgresError):
                 raise StoreError(f"the store {shown} cannot be opened: {_said(error)}") from error
+            if connection is None and isinstance(error, ValueError):  # whose text may quote the password
+                raise ConfigurationError(
+                    f"store URL {shown!r} cannot be read; use postgresql://user@host:5432/database"
+                ) from None
             raise
         return connection
 

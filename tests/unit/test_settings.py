@@ -12,10 +12,10 @@ import pytest
 
 from choreo.broker import open_broker
 from choreo.broker.kafka.security import OPTIONS, SECRETS
-from choreo.broker.url import HIDDEN, shown_url, split_url
 from choreo.cli import settings
 from choreo.cli.settings import SETTINGS, InForce, in_force, misspelt, read, shown
 from choreo.errors import ConfigurationError
+from choreo.url import HIDDEN, shown_url, split_url
 
 ROOT = Path(__file__).parents[2]
 

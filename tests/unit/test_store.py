@@ -418,6 +418,9 @@ async def test_a_store_in_postgresql_without_its_driver_names_the_extra(monkeypa
         ("postgresql://ann:s3cret@host/db#s3cret", "unknown option '#'"),
         ("postgres://ann:s3cret@host/db", "no known scheme"),
         ("sqlite:///file.db?key=s3cret", "takes no options"),
+        ("sqlite://ann:s3cret@[host/file.db", "names no file"),
+        ("postgresql://ann:s3cret@[::1/db", r"ann@\[::1/db' cannot be read"),
+        ("postgresql://ann:s3cret@host:five/db", "ann@host:five/db' cannot be read"),
     ],
 )
 async def test_a_url_that_is_refused_is_said_without_its_password(url: str, why: str) -> None:

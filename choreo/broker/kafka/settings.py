@@ -11,8 +11,8 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from choreo.broker.kafka.security import OPTIONS, Security, security_of
-from choreo.broker.url import shown_url, split_url
 from choreo.errors import ConfigurationError
+from choreo.url import shown_url, split_url
 
 PORT_DEFAULT = 9092
 

@@ -30,9 +30,9 @@ from choreo.broker.sqlite.file import LogFile
 from choreo.broker.sqlite.horizon import Horizon
 from choreo.broker.sqlite.tables import Snapshot, Transaction
 from choreo.broker.sqlite.threads import Follower, Writer
-from choreo.broker.url import shown_url, split_url
 from choreo.clock import Clock, SystemClock
 from choreo.errors import BrokerError, ConfigurationError
+from choreo.url import shown_url, split_url
 
 T = TypeVar("T")
 

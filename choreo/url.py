@@ -1,4 +1,4 @@
-"""URLs of brokers: taken apart, and as they may be shown in errors, in logs, on a terminal."""
+"""URLs of brokers and stores: taken apart, and as they may be shown in errors, in logs, on a terminal."""
 
 from __future__ import annotations
 

@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from typing import NamedTuple
+
+
+class Hop(NamedTuple):
+    """What the start of a saga, or a completion of a step, leads to.
+
+    Attributes:
+        triggered: the successors that its event alone triggers, each with its deadline in ms, ``None`` for the saga's.
+        commanded: for each of the other successors, all steps that it builds on.
+    """
+
+    triggered: tuple[tuple[str, int | None], ...]
+    commanded: tuple[frozenset[str], ...]
 
 
 class Graph:
@@ -11,6 +24,7 @@ class Graph:
 
     Attributes:
         before: each step's direct predecessors, in the order of the contract.
+        needs: the same, as sets.
         after: each step's direct successors.
         roots: the steps that the saga's start alone triggers.
         commanded: the steps that no event triggers, only the saga-log's ``Execute``.
@@ -18,6 +32,7 @@ class Graph:
 
     def __init__(self, before: Mapping[str, tuple[str, ...]], commanded: Iterable[str] = ()) -> None:
         self.before = dict(before)
+        self.needs = {step: frozenset(others) for step, others in self.before.items()}
         self.after: dict[str, tuple[str, ...]] = {
             step: tuple(other for other, needs in self.before.items() if step in needs) for step in self.before
         }

@@ -12,7 +12,7 @@ import msgspec
 
 from choreo.contract.child import Child, child_of
 from choreo.contract.condition import AnyCondition, Condition, as_condition
-from choreo.contract.graph import Graph
+from choreo.contract.graph import Graph, Hop
 from choreo.contract.policy import (
     FORWARD_RETRIES_DEFAULT,
     RECOVER_FROM_DEFAULT,
@@ -261,6 +261,26 @@ class Saga:
         """The steps whose attempt is cancelled when the saga turns back. From the pivot on it does not."""
         asked = (step.name for step in self.steps if step.on_sibling_failure == "cancel")
         return frozenset(asked) - self.forward_only
+
+    @cached_property
+    def hops(self) -> dict[str, Hop]:
+        """What the start leads to, under the empty name, and each step's completion.
+
+        Not that of a pivot: it changes more than who comes next.
+        """
+        graph = self.graph
+        first = tuple(step for step, needs in graph.before.items() if not needs)
+        follow = {"": (first, graph.roots)}
+        follow |= {
+            step.name: (graph.after[step.name], graph.chained[step.name]) for step in self.steps if not step.pivot
+        }
+        return {
+            step: Hop(
+                tuple((other, self[other].deadline_ms) for other in chained),
+                tuple(graph.needs[other] for other in others if other not in chained),
+            )
+            for step, (others, chained) in follow.items()
+        }
 
     @cached_property
     def signals(self) -> dict[str, tuple[str, ...]]:

@@ -1,7 +1,8 @@
 """The protocol: what every record means. Pure and total: no I/O, no clock, no random, no exception.
 
 ``state`` is what is known of a saga; ``evolve`` what a record changes in it; ``decide`` what is owed then; ``fold`` the
-two in turn, which is all that a saga-log, a status query and an audit ever do. ``order`` says what builds on what,
+two in turn, which is all that a saga-log, a status query and an audit ever do; ``straight`` is the short way to the
+same, where nothing out of the ordinary happens. ``order`` says what builds on what,
 ``commands`` turns a decision into its record, ``family`` into what it says to parent and child, ``due`` says when time
 alone has something to say.
 

@@ -41,7 +41,8 @@ def _decide_once(contract: Saga, state: SagaState, made: list[Decision]) -> bool
     """One round of decisions. True if the state changed, so that more may follow."""
     survey = Survey(state)
     state.round_ready = False
-    if survey.in_flight and _settle(state, survey, made):
+    if survey.given_up:
+        _settle(state, survey, made)
         return True
     if state.failing and state.outcome is None:
         return _go_back(contract, state, survey, made)
@@ -88,19 +89,16 @@ def _go_back(contract: Saga, state: SagaState, survey: Survey, made: list[Decisi
     return True
 
 
-def _settle(state: SagaState, survey: Survey, made: list[Decision]) -> bool:
+def _settle(state: SagaState, survey: Survey, made: list[Decision]) -> None:
     """Ask for what was given up before its due: it may still complete in time and trigger what builds on it (rule 15).
 
     What a pause held is asked for likewise: a worker that knew nothing of the pause may be at it (rule 24).
     The command waits in the step's lane behind all that may complete it (rule 3), so its answer is the proof.
     """
-    instances = state.instances
-    todo = [key for key in survey.in_flight if instances[key].settling and not instances[key].awaits_answer]
-    for key in todo:
+    for key in survey.given_up:
         generation = state.instance(key).generation + 1
         state.update(key, awaits_answer=True, generation=generation, own=True, compensation_due_ms=0)
         _owe(state, Decision("settle", key[0], key[1], generation), made)
-    return bool(todo)
 
 
 def _cancel(contract: Saga, state: SagaState, survey: Survey, made: list[Decision]) -> bool:
@@ -162,8 +160,8 @@ def _go_forward(contract: Saga, state: SagaState, made: list[Decision], *, settl
         _owe(state, Decision("complete"), made)
         return True
     changed = False
-    for step, needs in contract.graph.before.items():
-        if step in standing or not all(map(standing.__contains__, needs)):
+    for step, needs in contract.graph.needs.items():
+        if step in standing or not needs.issubset(standing):
             continue
         instance = state.instance((step, state.round))
         if instance.triggered or instance.first is not None:

@@ -26,6 +26,7 @@ from choreo.core.messages import (
     step_skipped,
 )
 from choreo.core.pausing import PAUSING, take_up
+from choreo.core.start import begin_with, saga_due_ms
 from choreo.core.state import Decision, Entry, First, Foreign, Instance, Key, Note, SagaState
 from choreo.core.survey import Survey
 from choreo.core.waiting import begin, signal_received, waits_on
@@ -66,18 +67,8 @@ LATE = Failure(kind="timed_out", code="late", message="the step completed after 
 def saga_started(contract: Saga, state: SagaState, entry: Entry, record: SagaStarted) -> Note | None:
     """The first start is the saga; the same again is a duplicate; another input is refused and undone (rule 13)."""
     if not state.started:
-        state.saga, state.version, state.rules = record.saga, record.version, record.rules
-        state.contract_hash, state.content_type = record.contract_hash, entry.content_type
-        state.start, state.input = record.start, bytes(record.input)
-        state.started_ms = entry.at_ms
-        state.due_ms = _saga_due_ms(record, entry.at_ms)
-        state.parent = record.parent
-        state.requests = (record.request,)
-        state.traceparent = entry.traceparent
-        state.truncated = False
-        if record.is_scheduled:
-            state.scheduled, state.begins_ms = True, record.begins_ms(entry.at_ms)
-        else:
+        begin_with(state, entry, record)
+        if not state.scheduled:
             _trigger(contract, state, contract.graph.roots, 1, entry.at_ms)
         if state.cancelled:  # a cancel before the start is kept
             _fail(state, entry.at_ms)
@@ -91,7 +82,7 @@ def saga_started(contract: Saga, state: SagaState, entry: Entry, record: SagaSta
         return "duplicate"
     if state.fold_round(record.start, 1) is None:
         user_input = _user_value(state, entry, record.input)
-        due_ms = _saga_due_ms(record, entry.at_ms)
+        due_ms = saga_due_ms(record, entry.at_ms)
         state.foreign = (*state.foreign, Foreign(record.start, user_input, due_ms, record.parent))
         if not record.is_scheduled:
             _trigger(contract, state, contract.graph.roots, 1 - len(state.foreign), entry.at_ms)
@@ -427,18 +418,14 @@ def _trigger(contract: Saga, state: SagaState, steps: tuple[str, ...], saga_roun
     _, saga_due_ms = state.lineage(saga_round)
     is_paused = state.is_paused
     for step in steps:
-        instance = state.instance((step, saga_round))
+        instance = state.instances.get(key := (step, saga_round))
         if is_paused:
-            if not instance.triggered:
-                state.update((step, saga_round), held=True)
+            if instance is None or not instance.triggered:
+                state.update(key, held=True)
+        elif instance is None:
+            state.instances[key] = Instance(triggered=True, due_ms=step_due_ms(contract, step, at_ms, saga_due_ms))
         elif not instance.due_ms:
-            state.update((step, saga_round), triggered=True, due_ms=step_due_ms(contract, step, at_ms, saga_due_ms))
-
-
-def _saga_due_ms(record: SagaStarted, at_ms: int) -> int:
-    """When the saga is due: after its deadline, and no later than its parent."""
-    due_ms = record.begins_ms(at_ms) + record.saga_deadline_ms
-    return due_ms if record.parent is None else min(due_ms, record.parent.due_ms)
+            state.update(key, triggered=True, due_ms=step_due_ms(contract, step, at_ms, saga_due_ms))
 
 
 def _fail(state: SagaState, at_ms: int) -> None:

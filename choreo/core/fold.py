@@ -10,6 +10,7 @@ from choreo.contract.saga import Saga
 from choreo.core.decide import decide
 from choreo.core.evolve import evolve
 from choreo.core.state import Decision, Entry, Note, SagaState
+from choreo.core.straight import straight_on
 from choreo.messages.records import TypePaused
 
 
@@ -33,6 +34,14 @@ def fold(contract: Saga, state: SagaState, entry: Entry) -> Folded:
     """
     if entry.offset <= state.offset and not isinstance(entry.record, TypePaused):  # a saga learns of it when it starts
         return Folded(state, (), "duplicate")
+    ahead = straight_on(contract, state, entry)
+    if ahead is not None:
+        return Folded(ahead, ahead.owed[len(state.owed) :], None)
+    return fold_by_the_rules(contract, state, entry)
+
+
+def fold_by_the_rules(contract: Saga, state: SagaState, entry: Entry) -> Folded:
+    """As ``fold``, of a record that is new, whatever it is."""
     draft = state.copy()
     owed_before = draft.owed
     note = evolve(contract, draft, entry)

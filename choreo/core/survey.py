@@ -10,6 +10,7 @@ class Survey:
 
     Attributes:
         in_flight: triggered and without an outcome (rule 4), or given up before its due and not settled (rule 15).
+        given_up: those of them that were given up, and whose service has not been asked whether they have settled.
         awaiting: their Compensate is not answered.
         stuck: their compensation failed for good, or past the pivot they themselves.
         candidates: may stand and are not wanted, and nothing is under way for them.
@@ -20,6 +21,7 @@ class Survey:
         going_back = (state.failing and not state.only_forward) or (state.outcome is not None and state.is_unwanted)
         standing = state.standing
         self.in_flight: list[Key] = []
+        self.given_up: list[Key] = []
         self.awaiting: list[Key] = []
         self.stuck: list[Key] = []
         self.candidates: list[Key] = []
@@ -27,6 +29,8 @@ class Survey:
             # As ``instance.in_flight``, which would be a call for each instance at each record.
             if (instance.first is None and instance.triggered) or (instance.settling and not instance.stuck):
                 self.in_flight.append(key)
+                if instance.settling and not instance.awaits_answer:
+                    self.given_up.append(key)
             elif instance.awaits_answer:
                 self.awaiting.append(key)
             elif instance.stuck:

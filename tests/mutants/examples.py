@@ -5,12 +5,14 @@ Each patches one place, and goes with the example of ``tests/unit/core/test_rule
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import msgspec
 
-from choreo.core import SagaState, evolve, messages
+from choreo.core import SagaState, evolve, messages, straight
 from choreo.core.state import Decision, Note
 from choreo.messages.records import OperatorActed, SagaStarted, StepCompensated
 from tests.unit.core import test_rules as rules
@@ -26,14 +28,16 @@ def commands_believed() -> Any:
     return patch.object(messages, "paid", believe)
 
 
-def rules_not_pinned() -> Any:
+@contextmanager
+def rules_not_pinned() -> Iterator[None]:
     """A saga does not remember under which rules it was started (rule 2)."""
     started = evolve.saga_started
 
     def forgetful(contract: Any, state: SagaState, entry: Any, record: SagaStarted) -> Note | None:
         return started(contract, state, entry, msgspec.structs.replace(record, rules=9))
 
-    return patch.dict(evolve.OF_SAGA, {SagaStarted: forgetful})
+    with patch.dict(evolve.OF_SAGA, {SagaStarted: forgetful}), patch.dict(straight.WAYS, clear=True):
+        yield
 
 
 def retries_without_a_limit() -> Any:

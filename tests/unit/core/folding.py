@@ -18,6 +18,7 @@ from choreo.contract.graph import Graph
 from choreo.contract.policy import Retries
 from choreo.contract.saga import Saga, Step
 from choreo.core import Decision, Entry, Instance, SagaState, fold, record_of
+from choreo.core.fold import fold_by_the_rules
 from choreo.core.survey import Survey
 from choreo.messages.records import (
     AnyRecord,
@@ -179,6 +180,16 @@ class Folding:
         """The record that the event stands for, where it is appended to a log in this state."""
         record, at_ms = record_for(self.contract, state, event)
         return Entry(record, offset, at_ms)
+
+    def off_the_rules(self) -> list[tuple[SagaState, Event]]:
+        """Where the straight way leads elsewhere than the rules do."""
+        found = []
+        for number, event in self._folded:
+            before = self.states[number]
+            entry = self.entry(before, event)
+            if fold(self.contract, before, entry) != fold_by_the_rules(self.contract, before, entry):
+                found.append((before, event))
+        return found
 
     def _fold(self, number: int, event: Event) -> Folded:
         before = self.states[number]

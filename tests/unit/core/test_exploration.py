@@ -45,6 +45,7 @@ def test_no_order_of_events_breaks_a_saga(case: Case) -> None:
     assert not seen.wrong, "\n".join(
         [line for message, way in seen.wrong.values() for line in (message, *(f"    {label}" for label in way))]
     )
+    assert not explorer.world.folding.off_the_rules()
     for history in seen.ends:
         log = entries(case.contract, history)
         whole = folded(case.contract, log)

@@ -1,0 +1,147 @@
+"""The straight way: a saga to which nothing out of the ordinary has happened starts, goes on a step, or ends.
+
+Nearly all records are of this kind, and most of what ``evolve`` and ``decide`` ask about them is answered beforehand,
+by the contract and by what the saga is. The straight way is never surer than the rules: where one of them might have
+something to say, ``straight_on`` gives nothing, and they are asked. Tests compare both in all situations that the
+exploration of the core comes to, and on any records in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from choreo.contract.graph import Hop
+from choreo.contract.saga import Saga
+from choreo.core.start import begin_with
+from choreo.core.state import Decision, Entry, Instance, Key, Outcome, SagaState
+from choreo.messages.records import Record, SagaCompleted, SagaStarted, StepCompleted
+
+
+def straight_on(contract: Saga, state: SagaState, entry: Entry) -> SagaState | None:
+    """The state after a record that is newer than it; ``None`` if it has to be folded by the rules."""
+    way = WAYS.get(type(entry.record))
+    if way is None or state.failing or state.pause is not None or state.type_pause is not None or state.undo:
+        return None
+    after = way(contract, state, entry, entry.record)
+    if after is not None:
+        after.offset, after.updated_ms = entry.offset, entry.at_ms
+    return after
+
+
+def _started(contract: Saga, state: SagaState, entry: Entry, record: SagaStarted) -> SagaState | None:
+    """The saga's first record, or its first that means anything: the steps that begin are triggered (rule 4)."""
+    hop = contract.hops[""]
+    if state.started or state.cancelled or state.instances or hop.commanded or record.is_scheduled:
+        return None
+    after = _copy(state)
+    begin_with(after, entry, record)
+    after.instances = {}
+    _trigger(after, hop, 1, entry.at_ms)
+    return after
+
+
+def _step_completed(contract: Saga, state: SagaState, entry: Entry, record: StepCompleted) -> SagaState | None:
+    """A step at work completes in time, and stands (rule 7); those after it are triggered, or the saga has ended."""
+    step, saga_round = key = (record.step, record.round)
+    hop, instance = contract.hops.get(step), state.instances.get(key)
+    if (
+        hop is None
+        or instance is None
+        or not _is_at_work(instance)
+        or record.start != state.start
+        or saga_round != state.round
+        or record.is_late(entry.at_ms)
+        or entry.content_type != state.content_type
+        or state.outcome is not None
+        or state.scheduled
+    ):
+        return None
+    standing = {**state.standing, step: saga_round}
+    for needs in hop.commanded:
+        if needs.issubset(standing):
+            return None
+    if not _is_quiet(state.instances, standing):
+        return None
+    after = _copy(state)
+    after.standing, after.instances = standing, state.instances.copy()
+    after.instances[key] = replace(
+        instance,
+        first="completed",
+        completed=True,
+        effect=bytes(record.effect),
+        runs=(f"completed:{record.run}",),
+        may_stand=True,
+    )
+    if not _trigger(after, hop, saga_round, entry.at_ms):
+        return None
+    if len(standing) == len(contract.steps):
+        if any(each.in_flight for each in after.instances.values()):
+            return None
+        after.outcome = Outcome("completed", compensations=state.undone)
+        after.owed = (*state.owed, COMPLETE)
+    return after
+
+
+def _saga_completed(_contract: Saga, state: SagaState, entry: Entry, _record: SagaCompleted) -> SagaState | None:
+    """The message of the outcome (rule 1), and nothing is left to be done beside it."""
+    if state.owed != (COMPLETE,) or not _is_quiet(state.instances, state.standing):
+        return None
+    after = _copy(state)
+    after.owed = ()
+    after.finished_ms = state.finished_ms or entry.at_ms
+    return after
+
+
+COMPLETE = Decision("complete")
+
+WAYS: dict[type[Record], Callable[[Saga, SagaState, Entry, Any], SagaState | None]] = {
+    SagaStarted: _started,
+    StepCompleted: _step_completed,
+    SagaCompleted: _saga_completed,
+}
+"""The records that have a straight way."""
+
+
+def _copy(state: SagaState) -> SagaState:
+    """A state that shares its containers with the other one."""
+    duplicate: SagaState = state.__copy__()  # type: ignore[attr-defined]  # every struct has it
+    return duplicate
+
+
+def _is_at_work(instance: Instance) -> bool:
+    """The step was triggered, and nothing but that is known of it."""
+    return (
+        instance.triggered
+        and instance.first is None
+        and not (
+            instance.runs
+            or instance.held
+            or instance.settling
+            or instance.awaits_answer
+            or instance.stuck
+            or instance.offer
+        )
+    )
+
+
+def _is_quiet(instances: Mapping[Key, Instance], standing: Mapping[str, int]) -> bool:
+    """Nothing has to settle, is being undone, or is unwanted (rules 4, 7, 12)."""
+    for (step, saga_round), each in instances.items():
+        if each.settling or each.awaits_answer or each.stuck:
+            return False
+        if each.may_stand and (standing.get(step) != saga_round or each.offer):
+            return False
+    return True
+
+
+def _trigger(state: SagaState, hop: Hop, saga_round: int, at_ms: int) -> bool:
+    """Put the next steps in flight. False if one of them has been heard of before."""
+    for step, deadline_ms in hop.triggered:
+        if (key := (step, saga_round)) in state.instances:
+            return False
+        due_ms = state.due_ms if deadline_ms is None else min(state.due_ms, at_ms + deadline_ms)
+        state.instances[key] = Instance(triggered=True, due_ms=due_ms)
+    return True

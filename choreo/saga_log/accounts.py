@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
+from typing import get_args
 
 from choreo.broker.port import TopicPartition
 from choreo.core import SagaState
 from choreo.messages.records import StepRecord, StepSkipped
 from choreo.observe.log import private, trace_id_of
-from choreo.observe.metrics import Metrics, exemplar_of
+from choreo.observe.metrics import SAGA_BUCKETS_S, Metrics, Outcome, exemplar_of
+from choreo.observe.tally import Tally
+from choreo.saga_log.census import IN_PROGRESS
 from choreo.saga_log.intake import Contracts, Unheld
-from choreo.saga_log.shard import IN_PROGRESS, Applied, Seen, Shard
-from choreo.saga_log.tracers import SagaEvent, SagaTracers, events_of, says_something
+from choreo.saga_log.shard import Applied, Seen, Shard
+from choreo.saga_log.tracers import SagaTracers, duration_s, events_of
 
 logger = logging.getLogger("choreo.saga_log")
 
@@ -30,6 +33,31 @@ STUCK_FORWARD_ADVICE = (
     "saga %s is stuck past its pivot: step %r has failed in all its rounds (%s), and there is no way back. Repair the "
     "cause and retry the step, or do its work by hand and skip it. Other sagas go on"
 )
+
+
+class _Sagas:
+    """How many sagas of a name have begun and ended, as plain numbers."""
+
+    def __init__(self, metrics: Metrics, saga: str) -> None:
+        tallies = metrics.tallies
+        self.started = tallies.of(metrics.sagas_started.labels(saga))
+        self._metrics = metrics
+        self._saga = saga
+        self._finished = {each: tallies.of(metrics.sagas_finished.labels(saga, each)) for each in get_args(Outcome)}
+        self._duration = {
+            each: tallies.observations(metrics.saga_duration.labels(saga, each), SAGA_BUCKETS_S)
+            for each in get_args(Outcome)
+        }
+
+    def finished(self, outcome: Outcome, seconds: float, traceparent: bytes | None) -> None:
+        """One has ended. If it was traced, the numbers lead to its trace, which takes the metrics themselves."""
+        exemplar = exemplar_of(traceparent)
+        if exemplar is None:
+            self._finished[outcome].inc()
+            self._duration[outcome].observe(seconds)
+        else:
+            self._metrics.sagas_finished.labels(self._saga, outcome).inc(exemplar=exemplar)
+            self._metrics.saga_duration.labels(self._saga, outcome).observe(seconds, exemplar)
 
 
 class Accounts:
@@ -49,14 +77,18 @@ class Accounts:
         self._contracts = contracts
         self._metrics = metrics
         self._group = group
-        self._sagas = frozenset(sagas)
+        self._sagas = {saga: _Sagas(metrics, saga) for saga in sagas}
+        self._consumed: dict[str, Tally] = {}
         self._unheld_said: set[Unheld] = set()
         for saga, steps in sagas.items():
             metrics.init_saga(saga, steps)
 
     def polled(self, tp: TopicPartition, records: int, *, muted: bool) -> None:
         """Records of a partition were read."""
-        self._metrics.messages_consumed.labels(tp.topic, self._group).inc(records)
+        if (consumed := self._consumed.get(tp.topic)) is None:
+            child = self._metrics.messages_consumed.labels(tp.topic, self._group)
+            consumed = self._consumed[tp.topic] = self._metrics.tallies.of(child)
+        consumed.inc(records)
         if muted:
             self._metrics.records_replayed.labels("rebuild").inc(records)
 
@@ -83,14 +115,14 @@ class Accounts:
         for saga in self._sagas:
             mine = [shard for shard in shards if shard.saga == saga and shard.live]
             for phase in IN_PROGRESS:
-                number = sum(shard.phases[phase] for shard in mine)
+                number = sum(shard.census.phases[phase] for shard in mine)
                 self._metrics.sagas_in_progress.labels(saga, phase.value).set(number)
-            self._metrics.sagas_paused.labels(saga).set(sum(shard.paused for shard in mine))
-            self._metrics.timers_pending.labels(saga).set(sum(len(shard.timers) for shard in mine))
+            self._metrics.sagas_paused.labels(saga).set(sum(shard.census.paused for shard in mine))
             dues = [due_ms for shard in mine if (due_ms := shard.next_due_ms()) is not None]
             self._metrics.timer_lag.labels(saga).set(max(now_ms - min(dues), 0) / 1_000 if dues else 0)
+            self._metrics.timers_pending.labels(saga).set(sum(len(shard.timers) for shard in mine))  # as set for dues
             self._metrics.records_parked.labels(saga).set(sum(shard.parked.total() for shard in mine))
-            starts = [start for shard in mine if (start := shard.oldest_start_ms()) is not None]
+            starts = [start for shard in mine if (start := shard.census.oldest_start_ms()) is not None]
             if starts:
                 self._metrics.saga_oldest_in_progress.labels(saga).set(min(starts) / 1_000)
             else:  # zero would be a saga of 1970 to every alert on its age
@@ -102,34 +134,27 @@ class Accounts:
             "%s is folded up to offset %s; %s sagas in progress",
             shard.tp,
             shard.offset,
-            sum(shard.phases.values()),
+            shard.census.phases.total(),
             extra={"saga": shard.saga, "topic": shard.tp.topic, "partition": shard.tp.partition},
         )
         for state in shard.stuck():
             self._say_stuck(shard.saga, state)
 
     def _count(self, saga: str, seen: Seen) -> None:
-        metrics, (entry, before, (state, owed, note)) = self._metrics, seen
-        if says_something(before, state, owed):  # few records do
-            events = tuple(events_of(self._contracts(saga, state.version), seen))
-            for event in events:
-                self._count_event(state, event)
-            self._tracers.tell(events)
-        if isinstance(entry.record, StepSkipped) and note is None:
-            metrics.steps_skipped.labels(saga, entry.record.step).inc()
+        entry, before, (state, owed, note) = seen
+        if state.started and not before.started:
+            self._sagas[saga].started.inc()
+        if state.finished_ms and not before.finished_ms and state.outcome is not None:
+            self._sagas[saga].finished(state.outcome.kind, duration_s(state), state.traceparent)
+        for decision in owed:
+            if decision.kind == "stuck":
+                self._say_stuck(saga, state)
+        if self._tracers.wanted:
+            self._tracers.tell(events_of(self._contracts(saga, state.version), seen))
         if note is not None:
             self._count_note(saga, seen)
-
-    def _count_event(self, state: SagaState, event: SagaEvent) -> None:
-        metrics = self._metrics
-        if event.kind == "saga_started":
-            metrics.sagas_started.labels(event.saga).inc()
-        elif event.kind == "saga_stuck":
-            self._say_stuck(event.saga, state)
-        elif state.outcome is not None and event.kind != "compensating":
-            exemplar = exemplar_of(state.traceparent)
-            metrics.sagas_finished.labels(event.saga, state.outcome.kind).inc(exemplar=exemplar)
-            metrics.saga_duration.labels(event.saga, state.outcome.kind).observe(event.duration_s, exemplar)
+        elif isinstance(entry.record, StepSkipped):
+            self._metrics.steps_skipped.labels(saga, entry.record.step).inc()
 
     def _count_note(self, saga: str, seen: Seen) -> None:
         metrics, (entry, before, (_, _, note)) = self._metrics, seen

@@ -24,22 +24,31 @@ class BloomFilter:
         self._probes = range(probes)
 
     def add(self, text: str) -> None:
-        first, step = _hashes(text)
-        bits, modulus = self._bits, self._modulus
-        for probe in self._probes:
-            at = (first + probe * step) % modulus
-            bits[at >> 3] |= 1 << (at & 7)
+        self.add_hashes(*hashes_of(text))
 
     def __contains__(self, text: str) -> bool:
-        first, step = _hashes(text)
+        return self.has_hashes(*hashes_of(text))
+
+    def add_hashes(self, first: int, step: int) -> None:
+        """Add the text that has these."""
         bits, modulus = self._bits, self._modulus
-        for probe in self._probes:
-            at = (first + probe * step) % modulus
+        at, step = first % modulus, step % modulus
+        for _ in self._probes:
+            bits[at >> 3] |= 1 << (at & 7)
+            at = (at + step) % modulus
+
+    def has_hashes(self, first: int, step: int) -> bool:
+        """Whether the text that has these is in it. For who asks several filters for one text."""
+        bits, modulus = self._bits, self._modulus
+        at, step = first % modulus, step % modulus
+        for _ in self._probes:
             if not bits[at >> 3] & (1 << (at & 7)):
                 return False
+            at = (at + step) % modulus
         return True
 
 
-def _hashes(text: str) -> tuple[int, int]:
+def hashes_of(text: str) -> tuple[int, int]:
+    """The two halves of a text's hash, of which all probes are made."""
     digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big") | 1

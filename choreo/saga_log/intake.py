@@ -70,7 +70,10 @@ def contract_of(contracts: Contracts, state: SagaState, record: AnyRecord) -> Sa
     Before the start is known, the record's own counts. A start that was made under another contract than the one
     registered under its version is refused: nobody would agree on what it means.
     """
-    version, rules = (state.version, state.rules) if state.started else (record.version, _rules(record))
+    if state.start:
+        version, rules = state.version, state.rules
+    else:
+        version, rules = record.version, record.rules if isinstance(record, SagaStarted) else RULES
     contract = contracts(record.saga, version)
     if contract is None or rules > RULES:
         return Unheld(record.saga, version, rules)
@@ -82,7 +85,3 @@ def contract_of(contracts: Contracts, state: SagaState, record: AnyRecord) -> Sa
             f"start has {record.contract_hash}: give the changed contract a version of its own and start again",
         )
     return contract
-
-
-def _rules(record: AnyRecord) -> int:
-    return record.rules if isinstance(record, SagaStarted) else RULES

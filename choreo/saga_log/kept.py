@@ -24,12 +24,15 @@ class Kept:
 
     def put(self, state: SagaState) -> None:
         """Keep a state, in place of an older one of the saga."""
-        saga_id = state.saga_id
+        saga_id, values = state.saga_id, self._values
+        if saga_id in values:
+            values[saga_id] = state
+            values.move_to_end(saga_id)
+            return
         self._bytes.pop(saga_id, None)
-        self._values[saga_id] = state
-        self._values.move_to_end(saga_id)
-        if len(self._values) > self._values_max:
-            oldest, value = self._values.popitem(last=False)
+        values[saga_id] = state
+        if len(values) > self._values_max:
+            oldest, value = values.popitem(last=False)
             # A copy, which takes no more than it is long: the encoder's bytes lie in a buffer that had room for more.
             self._bytes[oldest] = bytes(memoryview(encoded(value)))
 

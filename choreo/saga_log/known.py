@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from choreo.saga_log.bloom import BloomFilter
+from choreo.saga_log.bloom import BloomFilter, hashes_of
 
 ROOM_FIRST = 4_000
 LAYERS_MAX = 10
@@ -34,7 +34,12 @@ class Known:
 
     def may_have(self, saga_id: str) -> bool:
         """Whether the store has to be asked for a saga that is not in memory."""
-        return self.read_after is not None or any(saga_id in layer for layer in self._layers)
+        if self.read_after is not None:
+            return True
+        if not self._layers:
+            return False
+        first, step = hashes_of(saga_id)
+        return any(layer.has_hashes(first, step) for layer in self._layers)
 
     def add(self, saga_id: str) -> None:
         """A saga has left the memory, and is in the store."""

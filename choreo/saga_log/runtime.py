@@ -47,6 +47,7 @@ PARKED_RETRY_S = 5.0
 DROPPING_S = 600.0
 STORE_PAUSE_S = 0.2  # between attempts to load from a store that is away
 TIMERS_AT_ONCE = 500
+TIMERS_INTERVAL_S = 0.1  # how much later than due a timer may fire under load: most sagas are over before
 APPENDS_AT_ONCE = 1_000  # after a long outage everything may be owed at once
 
 
@@ -121,6 +122,8 @@ class SagaLog:
         self._stopping = False
         self._ended = asyncio.Event()
         self._uncommitted: dict[TopicPartition, Shard] = {}
+        self._timers_due_s = 0.0
+        self._timers_due_s = 0.0
         self._parked_retry_due_s = 0.0
         self._dropping_due_s = 0.0
 
@@ -190,7 +193,8 @@ class SagaLog:
                 async with self._busy:
                     try:
                         await self._batch(consumer, messages)
-                        await self._fire_timers()
+                        if not messages or self._clock.monotonic() >= self._timers_due_s:
+                            await self._fire_timers()
                         await self._drop_old()
                         await self._own.learn()
                     except StoreConflict:  # the store was begun anew while it was read
@@ -224,13 +228,16 @@ class SagaLog:
 
     def _pause_s(self) -> float:
         """How long a poll may wait: until the next timer, at most."""
-        pause_s = self._poll_timeout_s
+        pause_s, now_s = self._poll_timeout_s, self._clock.monotonic()
         if self._uncommitted:
-            pause_s = min(pause_s, max(self._save_due_s - self._clock.monotonic(), 0.0))
-        dues = [due for shard in self._own.shards.values() if (due := shard.next_due_ms()) is not None]
-        if not dues:
-            return pause_s
-        return min(max((min(dues) - self._clock.now_ms()) / 1_000, 0.0), pause_s)
+            pause_s = min(pause_s, self._save_due_s - now_s)
+        live = [shard for shard in self._own.shards.values() if shard.live]
+        if any(shard.has_untimed for shard in live):
+            pause_s = min(pause_s, self._timers_due_s - now_s)
+        dues = [due_ms for shard in live if (due_ms := shard.timers.next_ms()) is not None]
+        if dues:
+            pause_s = min(pause_s, (min(dues) - self._clock.now_ms()) / 1_000)
+        return max(pause_s, 0.0)
 
     def _wanted(self, tp: TopicPartition) -> Callable[[], bool]:
         return lambda: not self._stopping and tp not in self._own.leaving
@@ -268,7 +275,8 @@ class SagaLog:
         await self._admit(shard, messages)
         self._accounts.polled(shard.tp, len(messages), muted=not shard.live)
         applied = shard.apply(messages)
-        self._accounts.folded(shard.saga, (seen for seen in applied.seen if seen.entry.offset >= shard.accounted))
+        seen = [each for each in applied.seen if each.entry.offset >= shard.accounted]
+        self._accounts.folded(shard.saga, seen)
         fresh = [(message, why) for message, why in applied.refused if message.offset >= shard.accounted]
         if any(why is not None for _, why in applied.parked):
             self._parked_retry_due_s = 0.0  # the contract may have been published just before the record
@@ -367,6 +375,7 @@ class SagaLog:
                     del self._uncommitted[tp]
 
     async def _fire_timers(self) -> None:
+        self._timers_due_s = self._clock.monotonic() + TIMERS_INTERVAL_S
         now_ms = self._clock.now_ms()
         await _side_by_side(
             [

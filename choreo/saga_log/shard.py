@@ -18,13 +18,14 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from heapq import heappop, heappush
 from typing import NamedTuple
 from zlib import crc32
 
 from choreo.broker.port import Message, TopicPartition
 from choreo.contract.saga import Saga
-from choreo.core import Decision, Entry, Folded, Phase, SagaState, Timer, fold, next_due_ms, refuse, timers
+from choreo.core import Decision, Entry, Folded, SagaState, Timer, fold, next_due_ms, refuse, timers
+from choreo.messages.records import StepSkipped
+from choreo.saga_log.census import Census
 from choreo.saga_log.intake import Contracts, Refused, Unheld, contract_of, read_entry
 from choreo.saga_log.kept import Kept
 from choreo.saga_log.known import Known
@@ -33,11 +34,11 @@ from choreo.saga_log.type_pause import TypePause, concerned
 from choreo.store.port import Advance, Checkpoint
 from choreo.store.projection import is_resting, row_of
 
-IN_PROGRESS = (Phase.SCHEDULED, Phase.FORWARD, Phase.COMPENSATING, Phase.STUCK)
+CHANGED_MAX = 500  # sagas that are left for later: while nobody asks, as in a rebuild, before they are kept as bytes
 
 
 class Seen(NamedTuple):
-    """A record that was folded."""
+    """A record that was folded, and is worth a word: it was noted, or something happened to the saga by it."""
 
     entry: Entry
     before: SagaState
@@ -76,7 +77,8 @@ class Shard:
         verified: the log is known to be the one that the checkpoint was taken from.
         parked: sagas whose records wait for a contract, and how many wait.
         contracts_tried: how many contracts were registered when these were last tried.
-        phases: how many sagas are in each of the phases of ``IN_PROGRESS``.
+        timers: those of the sagas as they were when somebody last asked for what is due.
+        census: how many sagas are where.
         known: which sagas the store may have.
     """
 
@@ -102,36 +104,34 @@ class Shard:
         self.live = False
         self.parked: Counter[str] = Counter()
         self.contracts_tried = 0
-        self.phases: Counter[Phase] = Counter()
         self.timers = Timers()
         self._contracts = contracts
         self._checkpoint = checkpoint
         self._type_pause = TypePause("" if checkpoint is None else checkpoint.type_pause)
-        self._paused: set[str] = set()
         self._last: Message | None = None
         self._active = Kept(active_max)
+        self.census = Census(self._active.get)
         self._resting: OrderedDict[str, SagaState] = OrderedDict()
         self.known = Known(nothing_stored=checkpoint is None)
         self._changed: dict[str, Saga] = {}
         self._owing: dict[str, None] = {}
-        self._untimed: set[str] = set()
         self._sent: dict[str, frozenset[Decision]] = {}
         self._parked_unsaved: list[Message] = []
         self._released: set[str] = set()
-        self._phase_counted: dict[str, Phase] = {}
-        self._starts: list[tuple[int, str]] = []  # heap of starts of sagas in progress, with entries left behind
+        self._untimed: set[str] = set()  # sagas that have changed since their timers were set
 
     # Reading
 
     def missing(self, messages: Iterable[Message]) -> set[str]:
         """The sagas of these messages whose states may be in the store, and are not here."""
-        keys = {message.key for message in messages if message.key is not None}
-        found = {key.decode("utf-8", "replace") for key in keys}
-        return {
-            saga_id
-            for saga_id in found
-            if saga_id not in self._active and saga_id not in self._resting and self.known.may_have(saga_id)
-        }
+        found: set[str] = set()
+        active, resting = self._active, self._resting
+        for message in messages:
+            if (key := message.key) is not None:
+                saga_id = key.decode("utf-8", "replace")
+                if saga_id not in active and saga_id not in resting and self.known.may_have(saga_id):
+                    found.add(saga_id)
+        return found
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -141,7 +141,12 @@ class Shard:
     def admit(self, states: Iterable[SagaState]) -> None:
         """Take states from the store."""
         for state in states:
-            self._put(SagaState(state.saga_id), state)
+            self._put(state)
+            if not is_resting(state):  # looked at now, because most of many are soon kept as bytes
+                self.census.changed.discard(state.saga_id)
+                self.census.count(state)
+                self._untimed.discard(state.saga_id)
+                self._set_timer(state)
 
     def is_same_log(self, first: Message) -> bool:
         """Whether the record before the checkpoint is in the log as it was; ``first`` was read there."""
@@ -157,6 +162,10 @@ class Shard:
                 self._take(message, applied)
                 self.offset = message.offset + 1
                 self._last = message
+        if len(self.census.changed) > CHANGED_MAX:
+            self.census.count_changed()
+        if len(self._untimed) > CHANGED_MAX:
+            self._set_timers()
         return applied
 
     def release(self, saga_id: str, messages: Sequence[Message]) -> Applied:
@@ -191,6 +200,11 @@ class Shard:
                 self._sent[saga_id] = given.union(fresh)
                 found.append(Unsent(contract, state, fresh))
         return found
+
+    @property
+    def has_untimed(self) -> bool:
+        """Whether sagas have changed since somebody asked for what is due."""
+        return bool(self._untimed)
 
     def due(self, now_ms: int, limit: int) -> list[tuple[SagaState, list[Timer]]]:
         """Sagas with timers that are due, to be appended and told about with ``timers.fired``. Not while muted."""
@@ -245,25 +259,9 @@ class Shard:
 
     # Watching
 
-    def oldest_start_ms(self) -> int | None:
-        """When the oldest saga in progress began, or will begin; ``None`` if none is in progress."""
-        while self._starts:
-            state = self._active.get(self._starts[0][1])
-            if state is not None and state.began_ms == self._starts[0][0] and state.outcome is None:
-                return self._starts[0][0]
-            heappop(self._starts)
-        return None
-
     def stuck(self) -> list[SagaState]:
         """The sagas that wait for an operator."""
-        if not self.phases[Phase.STUCK]:
-            return []
-        return [self._active[saga_id] for saga_id, phase in self._phase_counted.items() if phase is Phase.STUCK]
-
-    @property
-    def paused(self) -> int:
-        """How many sagas that are not over are paused."""
-        return len(self._paused)
+        return [self._active[saga_id] for saga_id in self.census.stuck]
 
     def states(self) -> Mapping[str, SagaState]:
         """All states in memory, those that rest included."""
@@ -276,32 +274,41 @@ class Shard:
         if isinstance(entry, Refused):
             self._refuse(message, entry, applied)
             return
+        record = entry.record
         if self._type_pause.see(entry):
             for state in (each for saga_id in tuple(self._active) for each in concerned([self._active[saga_id]])):
                 if (held := self._contract(state)) is not None:
                     self._fold(held, state, entry, applied)
             return
-        saga_id = entry.record.saga_id
+        saga_id = record.saga_id
         if saga_id in self.parked:
             self._park(message, None, applied)  # it waits behind the first one
             return
         before = self._state(saga_id)
-        contract = contract_of(self._contracts, before, entry.record)
+        contract = contract_of(self._contracts, before, record)
         if isinstance(contract, Refused):
             self._refuse(message, contract, applied)
         elif isinstance(contract, Unheld):
             self._park(message, contract, applied)
         else:
-            if (pause := self._type_pause.before(before, entry.record)) is not None:
+            if (pause := self._type_pause.before(before, record)) is not None:
                 before = self._fold(contract, before, pause, applied)
             self._fold(contract, before, entry, applied)
 
     def _fold(self, contract: Saga, before: SagaState, entry: Entry, applied: Applied) -> SagaState:
         folded = fold(contract, before, entry)
-        self._put(before, folded.state)
-        self._changed[before.saga_id] = contract
-        applied.seen.append(Seen(entry, before, folded))
-        return folded.state
+        state, owed, note = folded
+        self._put(state)
+        self._changed[state.saga_id] = contract
+        if (
+            owed
+            or note is not None
+            or state.start != before.start
+            or state.finished_ms != before.finished_ms
+            or isinstance(entry.record, StepSkipped)
+        ):
+            applied.seen.append(Seen(entry, before, folded))
+        return state
 
     def _refuse(self, message: Message, why: Refused, applied: Applied) -> None:
         """It goes to the dead letters; the saga whose key it has, if there is one, is marked."""
@@ -309,7 +316,7 @@ class Shard:
         before = self._state((message.key or b"").decode("utf-8", "replace"))
         contract = self._contract(before)
         if before.started and contract is not None and before.saga_id not in self.parked:
-            self._put(before, refuse(before, message.offset, message.timestamp_ms))
+            self._put(refuse(before, message.offset, message.timestamp_ms))
             self._changed[before.saga_id] = contract
 
     def _park(self, message: Message, why: Unheld | None, applied: Applied) -> None:
@@ -324,58 +331,44 @@ class Shard:
     def _contract(self, state: SagaState) -> Saga | None:
         return self._contracts(self.saga, state.version)
 
-    def _put(self, before: SagaState, state: SagaState) -> None:
+    def _put(self, state: SagaState) -> None:
         saga_id = state.saga_id
-        if state.is_paused and not is_resting(state):
-            self._paused.add(saga_id)
-        elif self._paused:
-            self._paused.discard(saga_id)
         if is_resting(state):
-            self._active.discard(saga_id)
-            self._resting[saga_id] = state
-            self._resting.move_to_end(saga_id)
-            self._owing.pop(saga_id, None)
-            self._sent.pop(saga_id, None)
-            self._untimed.discard(saga_id)
-            self.timers.set(saga_id, None, state.offset)
-        else:
-            self._resting.pop(saga_id, None)
-            self._active.put(state)
-            self._untimed.add(saga_id)
-            if state.owed:
-                self._owing[saga_id] = None
-            else:
-                self._owing.pop(saga_id, None)
-            given = self._sent.pop(saga_id, frozenset())
-            if still := given.intersection(state.owed):  # a decision whose message was read may be owed anew later
-                self._sent[saga_id] = still
-        self._count(before, state)
-
-    def _count(self, before: SagaState, state: SagaState) -> None:
-        phase = state.phase if state.started else None
-        if phase not in IN_PROGRESS:
-            phase = None
-        if phase is not None and not before.started:
-            heappush(self._starts, (state.began_ms, state.saga_id))
-        counted = self._phase_counted.get(state.saga_id)
-        if phase is counted:
+            self._rest(saga_id, state)
             return
-        if counted is not None:
-            self.phases[counted] -= 1
-            del self._phase_counted[state.saga_id]
-        if phase is not None:
-            self.phases[phase] += 1
-            self._phase_counted[state.saga_id] = phase
+        if self._resting:
+            self._resting.pop(saga_id, None)
+        self._active.put(state)
+        self._untimed.add(saga_id)
+        self.census.changed.add(saga_id)
+        if state.owed:
+            self._owing[saga_id] = None
+        else:
+            self._owing.pop(saga_id, None)
+        if (given := self._sent.pop(saga_id, None)) and (still := given.intersection(state.owed)):
+            self._sent[saga_id] = still  # a decision whose message was read may be owed anew later
+
+    def _rest(self, saga_id: str, state: SagaState) -> None:
+        self._active.discard(saga_id)
+        self._resting[saga_id] = state
+        self._resting.move_to_end(saga_id)
+        self._owing.pop(saga_id, None)
+        self._sent.pop(saga_id, None)
+        self._untimed.discard(saga_id)
+        self.timers.drop(saga_id)
+        self.census.drop(saga_id)
 
     def _set_timers(self) -> None:
         untimed, self._untimed = self._untimed, set()
         for saga_id in untimed:
-            state = self._active[saga_id]
-            contract = self._contract(state)
-            if contract is None:
-                self._untimed.add(saga_id)
-            else:
-                self.timers.set(saga_id, next_due_ms(contract, state), state.offset)
+            self._set_timer(self._active[saga_id])
+
+    def _set_timer(self, state: SagaState) -> None:
+        contract = self._contract(state)
+        if contract is None:
+            self._untimed.add(state.saga_id)
+        else:
+            self.timers.set(state.saga_id, next_due_ms(contract, state), state.offset)
 
 
 def mark_of(message: Message) -> str:

@@ -34,26 +34,33 @@ class Timers:
 
     def set(self, saga_id: str, at_ms: int | None, offset: int) -> None:
         """The saga, folded up to ``offset``, has its next timer at ``at_ms``; none if ``None``."""
+        if at_ms is None:
+            self.drop(saga_id)
+            return
         fired = self._fired.get(saga_id)
         if fired is not None:
-            if at_ms is not None and offset < fired.offset:
+            if offset < fired.offset:
                 return  # what it appended is on its way back
             del self._fired[saga_id]
-            if at_ms is not None and at_ms <= fired.at_ms:
+            if at_ms <= fired.at_ms:
                 self.pause(saga_id, at_ms, fired.at_ms)
                 return
         self._paused.pop(saga_id, None)
         self._put(saga_id, at_ms)
+
+    def drop(self, saga_id: str) -> None:
+        """The saga has no timer."""
+        self._at.pop(saga_id, None)
+        self._fired.pop(saga_id, None)
+        self._paused.pop(saga_id, None)
 
     def pause(self, saga_id: str, at_ms: int, now_ms: int) -> None:
         """Its timer of ``at_ms`` was due ``now_ms``, in vain; try again a little later."""
         self._paused[saga_id] = at_ms
         self._put(saga_id, now_ms + EARLY_PAUSE_MS)
 
-    def _put(self, saga_id: str, at_ms: int | None) -> None:
-        if at_ms is None:
-            self._at.pop(saga_id, None)
-        elif self._at.get(saga_id) != at_ms:
+    def _put(self, saga_id: str, at_ms: int) -> None:
+        if self._at.get(saga_id) != at_ms:
             self._at[saga_id] = at_ms
             heappush(self._heap, (at_ms, saga_id))
             if len(self._heap) > 2 * len(self._at) + 1_000:

@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 
 from choreo.contract.saga import Saga
-from choreo.core import Decision, SagaState
+from choreo.core import SagaState
 from choreo.core.commands import remaining
 from choreo.errors import DefinitionError
 from choreo.messages.records import Failure
@@ -66,15 +66,15 @@ class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     traceparent: str | None = None
 
 
-def says_something(before: SagaState, state: SagaState, owed: Sequence[Decision]) -> bool:
-    """Whether there may be anything to tell of a record."""
-    return bool(owed) or state.finished_ms != before.finished_ms or state.started != before.started
+def duration_s(state: SagaState) -> float:
+    """From the saga's begin to its outcome, by append times; none where it was cancelled before it began."""
+    return max(0, state.finished_ms - state.began_ms) / 1_000
 
 
 def events_of(contract: Saga | None, seen: Seen) -> Iterator[SagaEvent]:
     """What a record brought about for the saga. Without its contract, ``steps`` and ``remaining`` are empty."""
     entry, before, (state, owed, _) = seen
-    if not says_something(before, state, owed):
+    if not owed and state.finished_ms == before.finished_ms and state.started == before.started:
         return
     failed = state.first_failure()
     about = SagaEvent(
@@ -107,7 +107,7 @@ def events_of(contract: Saga | None, seen: Seen) -> Iterator[SagaEvent]:
         yield replace(
             about,
             kind="saga_completed" if state.outcome.kind == "completed" else "saga_compensated",
-            duration_s=max(0, state.finished_ms - state.began_ms) / 1_000,  # cancelled before it began: none
+            duration_s=duration_s(state),
             failure=state.outcome.failure,
         )
 
@@ -132,9 +132,14 @@ class SagaTracers:
         self._errors = metrics.observer_errors.labels("tracer")
         self._waiting: asyncio.Queue[SagaEvent] = asyncio.Queue(WAITING_MAX)
 
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anybody to tell."""
+        return bool(self._tracers)
+
     def tell(self, events: Iterable[SagaEvent]) -> None:
         """Have these told, soon."""
-        for event in events if self._tracers else ():
+        for event in events:
             try:
                 self._waiting.put_nowait(event)
             except asyncio.QueueFull:

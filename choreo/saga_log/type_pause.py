@@ -13,6 +13,8 @@ import msgspec
 from choreo.core import Entry, SagaState
 from choreo.messages.records import AnyRecord, SagaStarted, TypePaused, TypeResumed
 
+_OF_THE_TYPE = (TypePaused, TypeResumed)
+
 
 class _InForce(msgspec.Struct, frozen=True):
     offset: int
@@ -40,13 +42,13 @@ class TypePause:
     def see(self, entry: Entry) -> bool:
         """Whether the record is about the type; then it is for all of ``concerned``, and for no saga of its own."""
         record = entry.record
+        if not isinstance(record, _OF_THE_TYPE):
+            return False
         if isinstance(record, TypePaused):
             self._in_force = self._in_force or _InForce(entry.offset, entry.at_ms, record)
-            return True
-        if isinstance(record, TypeResumed):
+        else:
             self._in_force = None
-            return True
-        return False
+        return True
 
     def before(self, state: SagaState, record: AnyRecord) -> Entry | None:
         """What a saga has to be told before this record: it starts while its type is paused."""

@@ -6,7 +6,7 @@ import msgspec
 
 from choreo.broker.port import TopicPartition
 from choreo.contract.saga import Saga
-from choreo.core import SagaState, next_due_ms
+from choreo.core import Phase, SagaState, next_due_ms
 from choreo.store.port import MESSAGE_CHARS_MAX, Row
 
 _encoder = msgspec.msgpack.Encoder()
@@ -15,7 +15,7 @@ _decoder = msgspec.msgpack.Decoder(SagaState)
 
 def is_resting(state: SagaState) -> bool:
     """Nothing will happen to the saga unless a record comes. Without its start, nothing is ever decided (rule 21)."""
-    return not state.started or state.is_settled
+    return state.start == "" or (state.outcome is not None and state.is_settled)
 
 
 def phase_of(state: SagaState) -> str:
@@ -28,13 +28,12 @@ def phase_of(state: SagaState) -> str:
 def message_of(state: SagaState) -> str:
     """What went wrong, in words: the failure that the round goes back for, and those of what is stuck."""
     failed = state.first_failure()
-    stuck = [
-        instance.failure if instance.exhausted else instance.compensation_failure
-        for instance in state.instances.values()
-        if instance.stuck
-    ]
-    said = [failure.message for failure in (failed[1] if failed else None, *stuck) if failure is not None]
-    return "\n".join(dict.fromkeys(filter(None, said)))[:MESSAGE_CHARS_MAX]
+    said = [] if failed is None else [failed[1].message]
+    for instance in state.instances.values():
+        if instance.stuck:
+            failure = instance.failure if instance.exhausted else instance.compensation_failure
+            said.append("" if failure is None else failure.message)
+    return "\n".join(dict.fromkeys(filter(None, said)))[:MESSAGE_CHARS_MAX] if said else ""
 
 
 def busy_steps(state: SagaState) -> list[str]:
@@ -47,24 +46,26 @@ def busy_steps(state: SagaState) -> list[str]:
 def row_of(contract: Saga, state: SagaState, tp: TopicPartition) -> Row:
     """The row of a state."""
     failed = state.first_failure()
+    phase, resting = phase_of(state), is_resting(state)
+    is_done = resting and phase == Phase.COMPLETED  # then nothing is left to be busy with, or to wait for
     return Row(
         topic=tp.topic,
         partition=tp.partition,
         saga=contract.name,
         saga_id=state.saga_id,
         version=state.version,
-        phase=phase_of(state),
+        phase=phase,
         round=state.round,
-        resting=is_resting(state),
+        resting=resting,
         started_ms=state.started_ms,
         updated_ms=state.updated_ms,
         finished_ms=state.finished_ms,
         step=failed[0] if failed else "",
         code=failed[1].code or failed[1].kind if failed else "",
         due_ms=state.due_ms,
-        timer_ms=next_due_ms(contract, state),
+        timer_ms=None if is_done else next_due_ms(contract, state),
         message=message_of(state),
-        busy=" ".join(busy_steps(state)),
+        busy="" if is_done else " ".join(busy_steps(state)),
         paused=state.pause is not None,
         blob=encoded(state),
     )

@@ -108,7 +108,7 @@ schemas: setup  ## write the JSON Schemas of all records
 
 lock: setup-dev  ## resolve the newest packages that pyproject.toml allows
 	$(COMPILE) --upgrade pyproject.toml --extra sqlalchemy --output-file requirements/runtime.lock
-	$(COMPILE) --upgrade pyproject.toml --extra sqlalchemy --extra postgres --extra security \
+	$(COMPILE) --upgrade pyproject.toml --extra sqlalchemy --extra postgres --extra security --extra compression \
 		--constraint requirements/runtime.lock --output-file requirements/image.lock
 	$(COMPILE) --upgrade pyproject.toml --group dev --constraint requirements/runtime.lock \
 		--output-file requirements/dev.lock

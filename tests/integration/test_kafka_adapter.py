@@ -34,7 +34,15 @@ from choreo.broker.kafka.settings import KafkaSettings
 from choreo.broker.kafka.stalls import StallWatch
 from choreo.broker.port import Appended, Committed, Consumer, Message, Reader, TopicPartition, TopicSpec
 from choreo.broker.registry import ensure_saga_topics
-from choreo.errors import BrokerUnavailable, ChoreoError, ConfigurationError, RecordTooLarge, TopicError, Undecodable
+from choreo.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    ChoreoError,
+    ConfigurationError,
+    RecordTooLarge,
+    TopicError,
+    Undecodable,
+)
 from choreo.messages.codec import decode
 from choreo.messages.headers import MISPLACED, UNREADABLE
 from deploy.kafka.local_kafka import LocalKafka
@@ -204,6 +212,44 @@ async def test_a_header_key_that_is_not_text_is_delivered_under_a_mark_and_keeps
     assert "UnicodeDecodeError" in poison.records[0].error
     assert {record.value for record in poison.records} == {b"bad"}
     assert poison.records[0].headers == ((b"\xff" * 11, b"1"),)
+
+
+@kafka
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_a_topic_that_somebody_else_has_made_may_be_compressed(
+    broker: KafkaBroker, kafka_url: str, codec: str
+) -> None:
+    topic = await make_compressed_topic(kafka_url, codec)
+    await append_raw(broker, TopicPartition(topic, 0), [b"a" * 1_000, b"b" * 1_000])
+    consumer = await broker.consumer(unique("group"), [topic], on_assigned=ignore, on_revoked=ignore)
+    reader = await broker.reader()
+    reader.seek(TopicPartition(topic, 0), 0)
+    for source in (consumer, reader):
+        assert [message.value for message in await collect(source, 2)] == [b"a" * 1_000, b"b" * 1_000]
+
+
+@kafka
+async def test_a_codec_that_is_not_installed_is_told_of_with_what_to_do(
+    broker: KafkaBroker, kafka_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = await make_compressed_topic(kafka_url, "zstd")
+    await append_raw(broker, TopicPartition(topic, 0), [b"a" * 1_000])
+    monkeypatch.setattr("aiokafka.codec.cramjam", None)
+    consumer = await broker.consumer(unique("group"), [topic], on_assigned=ignore, on_revoked=ignore)
+    with pytest.raises(BrokerError, match=r"zstd.*pip install 'choreo-sagas\[compression\]'"):
+        await collect(consumer, 1)
+
+
+async def make_compressed_topic(kafka_url: str, codec: str) -> str:
+    """A topic of one partition whose records the broker itself compresses."""
+    name = unique("compressed")
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_url.removeprefix("kafka://").partition("?")[0])
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(name, 1, 1, topic_configs={"compression.type": codec})])
+    finally:
+        await admin.close()
+    return name
 
 
 @kafka

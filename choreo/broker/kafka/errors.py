@@ -48,6 +48,8 @@ def translated(error: BaseException, doing: str) -> ChoreoError:
         return BrokerError(f"{doing}: not authorized: {said}; `choreo acl` prints the rights that each part needs")
     if isinstance(error, kafka_errors.UnknownTopicOrPartitionError | kafka_errors.InvalidTopicError):
         return TopicError(f"{doing}: no such topic or partition ({said})")
+    if isinstance(error, kafka_errors.UnsupportedCodecError):
+        return BrokerError(f"{doing}: {said}; pip install 'choreo-sagas[compression]'")
     if isinstance(error, TimeoutError | kafka_errors.KafkaTimeoutError):
         return BrokerUnavailable(f"{doing}: no answer in time")
     if isinstance(error, OSError) or getattr(error, "retriable", False):

@@ -36,7 +36,8 @@ def fold(contract: Saga, state: SagaState, entry: Entry) -> Folded:
         return Folded(state, (), "duplicate")
     ahead = straight_on(contract, state, entry)
     if ahead is not None:
-        return Folded(ahead, ahead.owed[len(state.owed) :], None)
+        # As ``Folded(…)``, which takes twice as long.
+        return tuple.__new__(Folded, (ahead, ahead.owed[len(state.owed) :], None))
     return fold_by_the_rules(contract, state, entry)
 
 

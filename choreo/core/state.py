@@ -334,12 +334,12 @@ class SagaState(msgspec.Struct, omit_defaults=True):
     @property
     def is_settled(self) -> bool:
         """Nothing more will happen to the saga unless a new record comes: its state can leave the memory."""
-        return (
-            self.outcome is not None
-            and not self.owed
-            and not any(i.in_flight or i.awaits_answer or i.stuck for i in self.instances.values())
-            and not (self.is_paused and any(self._is_left_over(key) for key in self.instances))
-        )
+        if self.outcome is None or self.owed:
+            return False
+        for each in self.instances.values():
+            if each.awaits_answer or each.stuck or (each.first is None and each.triggered):
+                return False
+        return not (self.is_paused and any(self._is_left_over(key) for key in self.instances))
 
     def _is_left_over(self, key: Key) -> bool:
         """Whether something will be decided about the instance when the saga is no longer paused."""

@@ -105,10 +105,8 @@ WAYS: dict[type[Record], Callable[[Saga, SagaState, Entry, Any], SagaState | Non
 """The records that have a straight way."""
 
 
-def _copy(state: SagaState) -> SagaState:
-    """A state that shares its containers with the other one."""
-    duplicate: SagaState = state.__copy__()  # type: ignore[attr-defined]  # every struct has it
-    return duplicate
+_copy: Callable[[SagaState], SagaState] = SagaState.__copy__  # type: ignore[attr-defined]  # every struct has it
+"""A state that shares its containers with the other one."""
 
 
 def _is_at_work(instance: Instance) -> bool:

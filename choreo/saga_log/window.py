@@ -149,7 +149,9 @@ class Window:
                 self._wait(state)
             self._refuse(message, contract)
             return
-        self._fold_told(message, contract, state, entry)
+        if (pause := self._type_pause.before(state, entry.record)) is not None:  # it starts with its type paused
+            state = self._fold(message, contract, state, pause)
+        self._fold(message, contract, state, entry)
 
     def _fold_all(self, message: Message, entry: Entry) -> None:
         """A record about the type of all sagas."""
@@ -158,20 +160,15 @@ class Window:
             if contract is not None:
                 self._fold(message, contract, state, entry)
 
-    def _fold_told(self, message: Message, contract: Saga, state: SagaState, entry: Entry) -> None:
-        """A record of a saga, which has to be told of its type's pause if it starts with it."""
-        if (pause := self._type_pause.before(state, entry.record)) is not None:
-            state = self._fold(message, contract, state, pause)
-        self._fold(message, contract, state, entry)
-
     def _fold(self, message: Message, contract: Saga, state: SagaState, entry: Entry) -> SagaState:
         folded = fold(contract, state, entry)
         if self._watch is not None:
             self._watch(Folding(message, entry, contract, state, folded))
-        self._states[state.saga_id] = folded.state
-        if self._only is None:
-            self._keep_or_settle(folded.state)
-        return folded.state
+        after = folded.state
+        self._states[after.saga_id] = after
+        if self._only is None and after.outcome is not None:  # it stays, so without one it has never settled
+            self._keep_or_settle(after)
+        return after
 
     def _keep_or_settle(self, state: SagaState) -> None:
         if state.is_settled:

@@ -13,6 +13,7 @@ import msgspec
 
 from choreo.contract.saga import Saga, Step
 from choreo.core import Decision, Entry, Instance, SagaState, fold, record_of
+from choreo.core.fold import fold_by_the_rules
 from choreo.messages.headers import JSON
 from choreo.messages.records import (
     NO_START,
@@ -98,6 +99,7 @@ class History:
             at_ms = self.log[-1].at_ms + APART_MS if self.log else START_MS
         entry = Entry(said.make(self.contract, self.state), len(self.log), at_ms, self.content_type)
         folded = fold(self.contract, self.state, entry)
+        assert folded == fold_by_the_rules(self.contract, self.state, entry), "the straight way leads elsewhere"
         return replace(
             self,
             state=folded.state,

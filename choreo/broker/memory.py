@@ -238,7 +238,7 @@ class MemoryLog:
         check_size(topic, key, value, headers, spec.message_bytes_max)
         tp = TopicPartition(topic, partition_of_key(key, spec.partitions))
         appended = self._partitions[tp].append(key, value, headers, self.now_ms())
-        self.changes.notify()
+        self.changes.notify(tp)
         return appended
 
     def end_known(self, tp: TopicPartition) -> int | None:

@@ -25,7 +25,6 @@ from choreo.broker.port import TopicPartition
 from choreo.broker.registry import ensure_saga_topics
 from choreo.broker.topics import saga_topic
 from choreo.client import Client
-from choreo.observe.metrics import Metrics
 from choreo.saga_log import SagaLog
 from choreo.step import CompensationContext, Context, Options, Reject, Retry, Service, StepRuntime
 from choreo.testing import VirtualClock
@@ -35,6 +34,7 @@ from tests.simulation.effects import Refused, row_of
 from tests.simulation.faults import Faults
 from tests.simulation.judge import Judge
 from tests.simulation.process import Disk, FaultyBroker, FaultyStore, Log, Process, ProcessClock
+from tests.simulation.unmeasured import UNMEASURED
 
 SESSION_TIMEOUT_MS = 600
 AWAY_S = 0.7
@@ -44,8 +44,6 @@ SAGA_ID = "the-saga"
 
 EFFECTS = frozenset({"send", "commit", "save", "make", "undo", "consumer"})
 """What a process does to the world; everything else only asks."""
-
-_metrics = Metrics()
 
 
 class Death(Exception):  # noqa: N818
@@ -128,7 +126,7 @@ class _World:
         self.clock = clock
         self.reaper = reaper
         self.tp = TopicPartition(saga_topic(self.contract.name), 0)
-        self.judge = Judge(scenario.shape, lambda _: self.tp, clock.now_ms, lambda _: None)
+        self.judge = Judge(scenario.shape, lambda _: self.tp, clock.now_ms)
         self.log = Log(clock.now_ms, self.judge.appended, session_timeout_ms=SESSION_TIMEOUT_MS)
         self.disk = Disk()
         self.faults = Faults.none()
@@ -183,7 +181,7 @@ class _World:
             self._mortal(FaultyBroker(self.log, process, self.judge.committed), process),
             clock=ProcessClock(process),
             random=Random(process.name),
-            metrics=_metrics,
+            metrics=UNMEASURED,
             options=Options(poll_timeout_s=1.0, commit_interval_s=0.0, commit_records=1, shutdown_timeout_s=0.0),
         )
         await runtime.run()
@@ -194,7 +192,7 @@ class _World:
             self._mortal(FaultyStore(self.disk, process), process),
             (self.contract,),
             clock=ProcessClock(process),
-            metrics=_metrics,
+            metrics=UNMEASURED,
             poll_timeout_s=1.0,
             records_max=1,
             save_interval_s=0.0,

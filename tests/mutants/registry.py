@@ -75,7 +75,7 @@ BUILDS = (
     Build(runtimes.commit_of_what_another_owns, "3", 60, ("S13",)),
     Build(runtimes.answer_taken_as_sent, "3", 20, ("S13",)),
     Build(runtimes.reject_is_always_certain, "5", 200, ("S3", "S2"), fast=False),
-    Build(runtimes.cancelled_is_always_certain, "25", 40, ("S3", "S2", "S5")),
+    Build(runtimes.cancelled_is_always_certain, "25", 80, ("S3", "S2", "S5")),
     Build(runtimes.random_run_ids, "6", 10, ("S8",)),
     Build(runtimes.resent_under_another_id, "6", 20, ("S8",)),
     Build(runtimes.no_scan_on_assignment, "6", 10, ("S7",)),

@@ -12,7 +12,7 @@ from tests.simulation.report import Totals, failure
 from tests.simulation.runs import run
 from tests.simulation.world import simulate
 
-SAGAS = 20
+SAGAS = 100  # a seed's world costs as much as a dozen sagas; twice as many would see few faults more
 TELL_EVERY_S = 15.0
 
 

@@ -22,7 +22,7 @@ Where an operator has undone something by hand, the order is the operator's, and
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -109,7 +109,7 @@ class Judge:
         shape: Shape,
         place_of: Callable[[str], TopicPartition],
         now_ms: Callable[[], int],
-        say: Callable[[str], None],
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.shape = shape
         self.place_of = place_of
@@ -127,6 +127,7 @@ class Judge:
         self.digest = sha256()
         self.records = 0
         self.is_strict = False
+        self._steps_of = {f"choreo.{service}": frozenset(steps) for service, steps in shape.services.items()}
         self._now_ms = now_ms
         self._say = say
         self._by_hand: set[str] = set()
@@ -148,7 +149,7 @@ class Judge:
     def appended(self, message: Message, sender: Process | None) -> None:
         """A record is in the log. ``sender`` is none where somebody else than a service or a saga-log has sent it."""
         self.records += 1
-        self._note(repr(message).encode())
+        self._note(_encode(message))
         if message.topic == dead_letter_topic(self.shape.contract.name):
             if message.header("choreo_error_source") == SOURCE.encode():
                 at = [int(message.header(f"choreo_original_{what}") or b"-1") for what in ("partition", "offset")]
@@ -158,7 +159,8 @@ class Judge:
             return
         entry = read_entry(message, self.shape.contract.name)
         if isinstance(entry, Refused):
-            self._say(f"{message.tp}@{message.offset} unreadable: {entry.message}")
+            if self._say:
+                self._say(f"{message.tp}@{message.offset} unreadable: {entry.message}")
             self._work[message.tp].append(())
             self._unreadable.add((message.partition, message.offset))
             state = self.states.get((message.key or b"").decode("utf-8", "replace"))
@@ -172,7 +174,8 @@ class Judge:
         work = _work_of(context)
         lane = (process.name, work.saga_id, work.step)
         self._active[lane] += 1
-        self._say(f"{process.name} begins {'/'.join(map(str, work[2:]))} of {work.saga_id}")
+        if self._say:
+            self._say(f"{process.name} begins {'/'.join(map(str, work[2:]))} of {work.saga_id}")
         if self._active[lane] > 1:
             self._violated("R3", work.saga_id, f"{process.name} works on two records of step {work.step} at once")
         self._runs[work].add(context.run)
@@ -197,7 +200,8 @@ class Judge:
         """A handler makes its effect. Raises ``effects.Refused``."""
         self._look_at_owner(process, row_of(key, "standing").saga_id)
         if self.effects.make(key, builds_on):
-            self._say(f"{process.name} makes {key}")
+            if self._say:
+                self._say(f"{process.name} makes {key}")
             self._note(f"made {key}".encode())
 
     def undo(self, process: Process, key: str) -> bool:
@@ -208,7 +212,8 @@ class Judge:
         undone, above = self.effects.undo(key)
         above = [other for other in above if self._can_be_undone(other)]
         if stood:
-            self._say(f"{process.name} undoes {key}")
+            if self._say:
+                self._say(f"{process.name} undoes {key}")
             self._note(f"undone {key}".encode())
         if above and saga_id not in self._by_hand:
             self._weaker_if_needed("S5", saga_id, f"{key} is undone under {', '.join(above)}")
@@ -237,16 +242,20 @@ class Judge:
             self._violated("S13", str(tp), f"{process.name} commits {place.offset} behind {before} in {group}")
             return
         self._committed[group, tp] = place.offset
-        if group not in self._groups():
+        if group not in self._steps_of:
             return
-        service = group.removeprefix("choreo.")
-        records = self._work[tp]
-        finished = OffsetTracker(place.offset, place.metadata)
-        for offset in range(before, len(records) if place.metadata else place.offset):
-            if offset < place.offset or finished.is_finished(offset):
-                for work in records[offset]:
-                    if self.shape.service_of(work.step) == service and work not in self._answered:
-                        self._violated("S13", work.saga_id, f"{group} commits {tp}@{offset} before {work} is answered")
+        self._judge_finished(group, tp, range(before, place.offset))
+        if place.metadata:
+            finished = OffsetTracker(place.offset, place.metadata)
+            above = range(place.offset, len(self._work[tp]))
+            self._judge_finished(group, tp, [offset for offset in above if finished.is_finished(offset)])
+
+    def _judge_finished(self, group: str, tp: TopicPartition, offsets: Iterable[int]) -> None:
+        records, steps = self._work[tp], self._steps_of[group]
+        for offset in offsets:
+            for work in records[offset]:
+                if work.step in steps and work not in self._answered:
+                    self._violated("S13", work.saga_id, f"{group} commits {tp}@{offset} before {work} is answered")
 
     # What must be true when nothing happens any more
 
@@ -255,7 +264,7 @@ class Judge:
         for saga_id, state in self.states.items():
             if state.started and not state.is_settled and state.phase is not Phase.STUCK:
                 return f"L1 saga {saga_id} is {state.phase.value}; owed {state.owed}"
-        for group in (*self._groups(), "choreo.saga-log"):
+        for group in (*self._steps_of, "choreo.saga-log"):
             for tp, end in ends.items():
                 if end > self._committed.get((group, tp), 0):
                     return f"L2 {group} has committed {self._committed.get((group, tp), 0)} of {end} in {tp}"
@@ -320,7 +329,8 @@ class Judge:
         self._work[message.tp].append(self._begun(entry, state))
         folded = fold(self.shape.contract, state, entry)
         self.states[saga_id] = folded.state
-        self._say(f"{message.tp}@{message.offset} {_short(entry)}{f' ({folded.note})' if folded.note else ''}")
+        if self._say:
+            self._say(f"{message.tp}@{message.offset} {_short(entry)}{f' ({folded.note})' if folded.note else ''}")
         if isinstance(record, ANSWERS) and record.run:
             self._answer(message, record, sender, asked=_was_asked(record, folded.state))
         if isinstance(record, StepCompleted) and not record.is_late(entry.at_ms):
@@ -363,7 +373,8 @@ class Judge:
         """A pause of the type, or its end: it is for all sagas of the partition that have begun and are not over."""
         self._work[tp].append(())
         self.paused["type"] += isinstance(entry.record, TypePaused)
-        self._say(f"{tp}@{entry.offset} {type(entry.record).__name__}")
+        if self._say:
+            self._say(f"{tp}@{entry.offset} {type(entry.record).__name__}")
         for state in concerned([state for state in self.states.values() if self.place_of(state.saga_id) == tp]):
             folded = fold(self.shape.contract, state, entry)
             self.states[state.saga_id] = folded.state
@@ -505,9 +516,6 @@ class Judge:
         if not process.owns(self.place_of(saga_id)):
             self.contended.add(saga_id)
 
-    def _groups(self) -> tuple[str, ...]:
-        return tuple(f"choreo.{service}" for service in self.shape.services)
-
     def _note(self, what: bytes) -> None:
         self.digest.update(b"%d " % self._now_ms())
         self.digest.update(what)
@@ -519,7 +527,8 @@ class Judge:
             self._violated(what, saga_id, how)
 
     def _violated(self, what: str, about: str, how: str) -> None:
-        self._say(f"VIOLATION {what} {about}: {how}")
+        if self._say:
+            self._say(f"VIOLATION {what} {about}: {how}")
         self.violations.append(f"{what} {about}: {how}")
 
 

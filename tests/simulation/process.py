@@ -43,6 +43,7 @@ class Log(MemoryLog):
         sender: of the next record.
         away: nobody reaches the broker.
         wrong_ms: what its clock is wrong by; it jumps forward or stands still, as append times never go back.
+        fetch_s: how long a fetch of a group's member is on its way; what comes meanwhile comes with it.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Log(MemoryLog):
         super().__init__(lambda: now_ms() + self.wrong_ms, session_timeout_ms, session_timeout_ms // 3)
         self.away = False
         self.wrong_ms = 0
+        self.fetch_s = 0.0
         self.sender: Process | None = None
         self.messages: list[Message] = []
         self._on_append = on_append
@@ -310,6 +312,8 @@ class FaultyConsumer:
             return ()
         if faults.happens("batch_torn"):
             records_max = faults.random.randint(1, 3)
+        if process.log.fetch_s:
+            await process.pause(process.log.fetch_s)
         messages = await self.inner.poll(timeout_s=timeout_s, records_max=records_max)
         if messages:
             process.may_die("dies_after_poll")

@@ -76,9 +76,6 @@ class Shape(NamedTuple):
     contract: Saga
     services: dict[str, tuple[str, ...]]
 
-    def service_of(self, step: str) -> str:
-        return next(service for service, steps in self.services.items() if step in steps)
-
 
 SHAPES = (
     Shape(LINEAR, {"alpha": ("first", "third"), "beta": ("second",)}),

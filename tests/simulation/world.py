@@ -32,7 +32,6 @@ from choreo.ids import input_hash
 from choreo.messages.codec import encode_user_value
 from choreo.messages.headers import JSON, MSGPACK
 from choreo.messages.records import SagaCompleted
-from choreo.observe.metrics import Metrics
 from choreo.saga_log import SagaLog
 from choreo.step import Options, Service, StepRuntime
 from choreo.store.projection import state_of
@@ -45,6 +44,7 @@ from tests.simulation.inboxes import InsideHandlers, add_faults, open_inbox
 from tests.simulation.judge import Judge
 from tests.simulation.process import Disk, FaultyBroker, FaultyStore, Log, Process, ProcessClock
 from tests.simulation.shapes import SHAPES
+from tests.simulation.unmeasured import UNMEASURED
 
 QUIET_WITHIN_S = 900.0
 """Longest deadlines of the contracts, several times over."""
@@ -53,8 +53,6 @@ MEMORY = Path("/dev/shm")  # where there is such a thing, files need no disk
 
 SESSION_TIMEOUT_MS = 6_000
 STORM_S = 8.0
-
-_metrics = Metrics()  # one for all runs: thousands of registries would cost more than the runs do, and nobody looks
 
 
 @dataclass
@@ -111,9 +109,10 @@ def simulate(
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # the runtimes say a lot about faults
     try:
+        if not inbox:
+            return clockwork.run(lambda clock: World(seed, sagas, clock, say, pauses=pauses).run())
         with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as directory:
-            inboxes = Path(directory) if inbox else None
-            return clockwork.run(lambda clock: World(seed, sagas, clock, say, inboxes, pauses=pauses).run())
+            return clockwork.run(lambda clock: World(seed, sagas, clock, say, Path(directory), pauses=pauses).run())
     finally:
         logging.disable(level)
 
@@ -145,8 +144,9 @@ class World:
         self._partitions = self.random.randint(1, 3)
         topic = saga_topic(self.shape.contract.name)
         self._tps = [TopicPartition(topic, number) for number in range(self._partitions)]
-        self.judge = Judge(self.shape, self.place_of, clock.now_ms, self.say)
+        self.judge = Judge(self.shape, self.place_of, clock.now_ms, say and self.say)
         self.log = Log(clock.now_ms, self.judge.appended, session_timeout_ms=SESSION_TIMEOUT_MS)
+        self.log.fetch_s = self.random.choice((0.0, 0.01, 0.02, 0.05))
         self._content_type = self.random.choice((JSON, MSGPACK))
         self._lives: Counter[str] = Counter()
         self._running: dict[str, Process] = {}
@@ -242,7 +242,7 @@ class World:
                 FaultyBroker(self.log, process, self.judge.committed),
                 clock=ProcessClock(process),
                 random=Random(f"{self._seed}/{process.name}"),
-                metrics=_metrics,
+                metrics=UNMEASURED,
                 options=options,
                 executor=InlineExecutor(),
             )
@@ -267,7 +267,7 @@ class World:
                 FaultyStore(disk, process),
                 (self.shape.contract,),
                 clock=clock,
-                metrics=_metrics,
+                metrics=UNMEASURED,
                 poll_timeout_s=1.5,
                 records_max=records_max,
                 resting_max=resting_max,

@@ -39,23 +39,25 @@ class _Cursor:
         self._log = log
         self._turn = 0
 
-    async def read(self, records_max: int) -> Sequence[Message]:
-        behind = {
-            tp: position
-            for tp, position in self._in_turn()
-            if tp not in self.paused and position != self._log.end_known(tp)
-        }
-        if not behind:
-            return ()
+    def behind(self) -> dict[TopicPartition, int]:
+        """The positions at which there is something to read, as far as is known.
+
+        Each time they begin with another partition, so that a busy one does not starve the others.
+        """
+        behind = [
+            (tp, position)
+            for tp, position in self.positions.items()
+            if position != self._log.end_known(tp) and tp not in self.paused
+        ]
+        if len(behind) > 1:
+            self._turn = (self._turn + 1) % len(behind)
+            behind = behind[self._turn :] + behind[: self._turn]
+        return dict(behind)
+
+    async def read(self, behind: Mapping[TopicPartition, int], records_max: int) -> Sequence[Message]:
         batch = await self._log.read(behind, records_max)
         self.positions.update(batch.positions)
         return batch.messages
-
-    def _in_turn(self) -> list[tuple[TopicPartition, int]]:
-        """The positions, each time beginning with another partition, so that a busy one does not starve the others."""
-        positions = list(self.positions.items())
-        self._turn = (self._turn + 1) % (len(positions) or 1)
-        return positions[self._turn :] + positions[: self._turn]
 
 
 class EmbeddedReader:
@@ -74,16 +76,17 @@ class EmbeddedReader:
         await asyncio.sleep(0)  # a loop around poll must let others run, whatever the log is made of
         while not self.closed:
             revision = self._log.changes.revision
+            messages: Sequence[Message] = ()
             try:
-                messages = await self._cursor.read(records_max)
+                if behind := self._cursor.behind():
+                    messages = await self._cursor.read(behind, records_max)
             except BrokerUnavailable as error:
                 logger.warning("reading goes on when the log can be used again: %s", error)
                 await asyncio.sleep(min(_OUTAGE_PAUSE_S, max(deadline - loop.time(), 0)))
-                messages = ()
             left_s = deadline - loop.time()
             if messages or left_s <= 0:
                 return messages
-            await self._log.changes.wait(revision, left_s)
+            await self._log.changes.wait(revision, left_s, self._cursor.positions)
         return ()
 
     def seek(self, tp: TopicPartition, offset: int) -> None:
@@ -134,16 +137,18 @@ class EmbeddedConsumer:
         while not self.closed:
             revision = self._log.changes.revision
             try:
-                await self._keep_membership()
-                if not self.closed:
-                    messages = await _riding_out(self._cursor.read(records_max))
+                if self._member is None or self._has_news() or loop.time() >= self._heartbeat_due:
+                    await self._keep_membership()
+                if not self.closed and (behind := self._cursor.behind()):
+                    messages = await _riding_out(self._cursor.read(behind, records_max))
             except _Outage as outage:
                 logger.warning("consumer of %s goes on when the log can be used again: %s", self._group, outage)
                 await asyncio.sleep(min(_OUTAGE_PAUSE_S, max(deadline - loop.time(), 0)))
             left_s = deadline - loop.time()
             if messages or left_s <= 0:
                 return messages
-            await self._log.changes.wait(revision, min(left_s, max(self._heartbeat_due - loop.time(), 0)))
+            pause_s = min(left_s, max(self._heartbeat_due - loop.time(), 0))
+            await self._log.changes.wait(revision, pause_s, self._cursor.positions)
         return ()
 
     def assignment(self) -> frozenset[TopicPartition]:
@@ -192,12 +197,11 @@ class EmbeddedConsumer:
         self._member = None
         self._log.changes.notify()
 
+    def _has_news(self) -> bool:
+        return self._log.generation_known(self._group) > self._generation_seen
+
     async def _keep_membership(self) -> None:
-        """Renew the lease when it is time, and follow the group when its generation has grown."""
-        loop = asyncio.get_running_loop()
-        news = self._log.generation_known(self._group) > self._generation_seen
-        if self._member is not None and not news and loop.time() < self._heartbeat_due:
-            return
+        """Renew the lease, and follow the group when its generation has grown."""
         if self._unreleased and self._member is not None:
             await self._release()
         standing = await self._sync()

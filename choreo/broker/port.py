@@ -160,8 +160,11 @@ class GroupInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Producer(Protocol):
     """Appends records. Safe to share between tasks; sends may be in flight side by side."""
 
-    async def send(self, topic: str, *, key: str, value: bytes, headers: Headers = ()) -> Appended:
-        """Append and wait until the record is durable.
+    def send(self, topic: str, *, key: str, value: bytes, headers: Headers = ()) -> Awaitable[Appended]:
+        """Append and wait until the record is durable: what is returned is awaited, at once.
+
+        A future in place of a coroutine says that the record is on its way, and nothing to be done before its
+        acknowledgement comes.
 
         Sends of one task in a row keep their order; sends side by side with one key keep the order of the calls.
         An adapter rides out short outages itself by sending again, so a record can be in the log twice.

@@ -6,7 +6,7 @@ two methods of the wrapper. All else is the inner broker's.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from typing import Any
 
 from choreo.broker.port import Appended, AssignmentListener, Broker, Consumer, Headers, Message, Producer, Reader
@@ -76,9 +76,9 @@ class _Sending:
         self._inner = inner
         self._outgoing = wrapper.outgoing
 
-    async def send(self, topic: str, *, key: str, value: bytes, headers: Headers = ()) -> Appended:
+    def send(self, topic: str, *, key: str, value: bytes, headers: Headers = ()) -> Awaitable[Appended]:
         value, headers = self._outgoing(topic, key, value, headers)
-        return await self._inner.send(topic, key=key, value=value, headers=headers)
+        return self._inner.send(topic, key=key, value=value, headers=headers)
 
     async def close(self) -> None:
         await self._inner.close()

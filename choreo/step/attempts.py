@@ -23,7 +23,7 @@ from choreo.contract.policy import Retries
 from choreo.errors import InboxUnavailable
 from choreo.observe.metrics import AttemptResult
 from choreo.observe.tally import Tally
-from choreo.step.call import AttemptTimeout, Callee, Lingering, call_async, call_in_thread
+from choreo.step.call import AttemptTimeout, Begun, Callee, Lingering, call_async, call_in_thread, limit_of
 from choreo.step.cancelling import Cancellation, StepCancelled
 from choreo.step.context import BaseContext
 from choreo.step.job import Job
@@ -87,6 +87,8 @@ class Attempts:
         watch: Watch[Any] | None = None,
         inbox: Recorder | None = None,
         cancellation: Cancellation | None = None,
+        begun: Begun | None = None,
+        began: float | None = None,
     ) -> Ended:
         """Call the handler until it returns, gives a definite answer, or has no attempt or time left.
 
@@ -102,27 +104,24 @@ class Attempts:
             watch: is told of each attempt.
             inbox: in whose transactions the attempts are made, if they are.
             cancellation: ends the run before its time.
+            begun: the first attempt, if it has begun and has its places.
+            began: when it did, on the monotonic clock.
         """
         clock, due_at = self._clock, job.due_at
-        began = clock.monotonic()
+        if began is None:
+            began = clock.monotonic()
         attempt, uncounted, in_doubt = 0, 0, False
         value: Any = None
         error: BaseException | None = _NO_TIME
         lingering: Lingering | None = None
         while True:
-            if cancellation is None:
-                await _take_places(lane, inbox)
-            elif not await cancellation.cut(_take_places(lane, inbox)):
+            tried = await self._try(
+                handler, context, job, attempt + 1, lane, timeout_s, watch, inbox, cancellation, begun
+            )
+            if tried is None:
                 break
-            try:
-                if clock.monotonic() >= due_at or _is_asked(cancellation):
-                    break
-                attempt += 1
-                value, error, lingering = await self._attempt(
-                    handler, context, job, attempt, timeout_s, watch, cancellation
-                )
-            finally:
-                _give_back_places(lane, inbox)
+            attempt, begun = attempt + 1, None
+            value, error, lingering = tried
             error = _as_cancelled(error, cancellation, definite)
             result = _result_of(error, definite)
             counters[result].inc()
@@ -145,6 +144,35 @@ class Attempts:
         error = _as_cancelled(error, cancellation, definite)
         duration_ms = round((clock.monotonic() - began) * 1_000)
         return Ended(value, error, attempt, duration_ms, in_doubt, lingering)
+
+    async def _try(
+        self,
+        handler: Run,
+        context: Callable[[Any, int, float, Clock], BaseContext[Any]],
+        job: Job,
+        attempt: int,
+        lane: Lane,
+        timeout_s: float,
+        watch: Watch[Any] | None,
+        inbox: Recorder | None,
+        cancellation: Cancellation | None,
+        begun: Begun | None,
+    ) -> tuple[Any, BaseException | None, Lingering | None] | None:
+        """An attempt, when there is a place for it; ``None`` if it is not to be made any more."""
+        if begun is None:
+            if cancellation is None:
+                await _take_places(lane, inbox)
+            elif not await cancellation.cut(_take_places(lane, inbox)):
+                return None
+        try:
+            if begun is not None:
+                value, error = await begun.end()
+                return value, error, None
+            if self._clock.monotonic() >= job.due_at or _is_asked(cancellation):
+                return None
+            return await self._attempt(handler, context, job, attempt, timeout_s, watch, cancellation)
+        finally:
+            _give_back_places(lane, inbox)
 
     async def _rest(self, lane: Lane, lingering: Lingering | None, wait_s: float, due_at: float) -> bool:
         """Wait until the next attempt may begin. False if the answer is due before that."""
@@ -169,8 +197,7 @@ class Attempts:
             if watch is not None:
                 job = await watch.before(attempt)
             now = self._clock.monotonic()
-            left_s = max(0.0, job.due_at - now)
-            limit_s, code = (timeout_s, "timeout") if timeout_s <= left_s else (left_s, "deadline")
+            limit_s, code = limit_of(timeout_s, max(0.0, job.due_at - now))
             made = context(job, attempt, now + limit_s, self._clock)
             if cancellation is not None:
                 return await self._call_until(cancellation, handler, made, limit_s, code)

@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor
 from contextvars import copy_context
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from choreo.step.verdict import Reject
 
@@ -113,12 +113,30 @@ async def call_in_thread(
     return None, AttemptTimeout(code, limit_s), None if never_began else future
 
 
-async def call_async(
-    callee: Callee[S_contra], subject: S_contra, limit_s: float, code: str
-) -> tuple[Any, BaseException | None]:
-    """``call`` for an async function, which never lingers.
+class Begun(NamedTuple):
+    """A call whose first step was taken, and has not returned a value.
 
-    Its first step is taken at once. Most handlers of a busy service end with it, and need no timer.
+    Attributes:
+        error: what it raised; if nothing, it waits.
+    """
+
+    error: BaseException | None
+    waits_for: Any
+    steps: Steps | None
+    limit_s: float
+    code: str
+
+    async def end(self) -> tuple[Any, BaseException | None]:
+        """Go on with it, in the task in which it began: what it returned, what it raised."""
+        if self.steps is None:
+            return None, self.error
+        return await _call_waiting(self.waits_for, self.steps, self.limit_s, self.code)
+
+
+def begin_async(callee: Callee[S_contra], subject: S_contra, limit_s: float, code: str) -> tuple[Any, Begun | None]:
+    """Take the first step of an async function: what it returned, or what has begun if it has not.
+
+    Most handlers of a busy service end with their first step, and need no timer.
     """
     try:
         positional, keywords = callee.arguments(subject)
@@ -129,8 +147,21 @@ async def call_async(
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  # whatever a handler raises, SystemExit too, is its failure
-        return None, error
-    return await _call_waiting(waits_for, steps, limit_s, code)
+        return None, Begun(error, None, None, limit_s, code)
+    return None, Begun(None, waits_for, steps, limit_s, code)
+
+
+async def call_async(
+    callee: Callee[S_contra], subject: S_contra, limit_s: float, code: str
+) -> tuple[Any, BaseException | None]:
+    """``call`` for an async function, which never lingers."""
+    value, begun = begin_async(callee, subject, limit_s, code)
+    return (value, None) if begun is None else await begun.end()
+
+
+def limit_of(timeout_s: float, left_s: float) -> tuple[float, str]:
+    """How long an attempt may take, and the code of the ``AttemptTimeout`` past that."""
+    return (timeout_s, "timeout") if timeout_s <= left_s else (left_s, "deadline")
 
 
 async def _call_waiting(waits_for: Any, steps: Steps, limit_s: float, code: str) -> tuple[Any, BaseException | None]:

@@ -1,22 +1,52 @@
 """Lanes: the records of one saga and step one at a time, in log order; different ones side by side (rule 3).
 
-A lane is a task that lives as long as it has work. Only so many handlers of a partition run at once; a lane that
-waits (for its turn, or between attempts) is at *rest*: it holds no slot, and it can be ended at any moment without
-harm, because what it was about to do has not begun.
+Only so many handlers of a partition run at once; a lane that waits (for its turn, or between attempts) is at *rest*: it
+holds no slot, and it can be ended at any moment without harm, because what it was about to do has not begun.
+
+What begins is begun in a task that takes the lanes that are ready, one after the other. Most handlers of a busy service
+end without a wait, and all that is left then is an answer that waits for its acknowledgement (``Sent``): such a lane
+needs no task, it goes on where the acknowledgement comes. A lane that waits for anything else keeps the task for its
+own, as a handler must have one (time-outs and cancellation are a task's), and another goes on with what is ready.
 """
 
 from __future__ import annotations
 
 import asyncio
+import types
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from contextvars import Context, copy_context
+from functools import partial
+from typing import Any
 
+from choreo.step.call import Steps
 from choreo.step.route import Delivery
 
 CANCEL_TIMEOUT_S = 2.0  # for a cancelled handler to clean up
 
+TURNS_MAX = 25  # lanes that one task takes before it lets others work: heartbeats, fetches, acknowledgements
+
 LaneKey = tuple[bytes | None, str]
 """Key of the record (the saga id) and step."""
+
+Work = Coroutine[Any, Any, None]
+"""What is left to do for a delivery."""
+
+
+class Sent(ABC):
+    """An answer on its way: nothing is left to do for a delivery before it is acknowledged."""
+
+    __slots__ = ()
+    acknowledgement: asyncio.Future[Any]
+
+    @abstractmethod
+    def acknowledged(self) -> Work | None:
+        """The acknowledgement has come, or never will: do what is left, or say it if it has to be waited for."""
+
+
+Begin = Callable[[Delivery, "Lane"], Sent | Work]
+"""Begins what a delivery asks for, in a task, and says what is left."""
 
 
 class Slots:
@@ -60,15 +90,24 @@ class Slots:
 
 
 class Lane:
-    """The waiting work of one saga and step, and the task that does it."""
+    """The waiting work of one saga and step.
 
-    __slots__ = ("deliveries", "is_resting", "slots", "task")
+    Attributes:
+        at: the delivery that is in work.
+        task: that does it, if it has one of its own.
+        sent: the answer whose acknowledgement it waits for without one.
+    """
 
-    def __init__(self, slots: Slots) -> None:
+    __slots__ = ("at", "deliveries", "is_resting", "key", "sent", "slots", "task")
+
+    def __init__(self, key: LaneKey, slots: Slots) -> None:
+        self.key = key
         self.deliveries: deque[Delivery] = deque()
+        self.at: Delivery | None = None
         self.slots = slots
         self.is_resting = False
         self.task: asyncio.Task[None] | None = None
+        self.sent: Sent | None = None
 
     async def rest(self, wait: Awaitable[object]) -> None:
         """Wait for something, doing nothing meanwhile."""
@@ -86,7 +125,8 @@ class Lanes:
         self,
         name: str,
         tasks: asyncio.TaskGroup,
-        work: Callable[[Delivery, Lane], Awaitable[None]],
+        begin: Begin,
+        finish: Callable[[Delivery], None],
         *,
         concurrency: int,
     ) -> None:
@@ -94,16 +134,21 @@ class Lanes:
 
         Args:
             name: of the partition, for the names of tasks.
-            tasks: the block in which lanes live.
-            work: does what a delivery asks for; returns when nothing of it is left to do.
+            tasks: the block in which the work is done.
+            begin: with what a delivery asks for.
+            finish: nothing of it is left to do.
             concurrency: handlers that run at once.
         """
         self._name = name
         self._tasks = tasks
-        self._work = work
+        self._begin = begin
+        self._finish = finish
         self._slots = Slots(concurrency)
         self._lanes: dict[LaneKey, Lane] = {}
+        self._ready: deque[Lane] = deque()
+        self._is_taken_from = False  # whether there is a task that takes those that are ready
         self._is_stopping = False
+        self._context = copy_context()
 
     @property
     def busy(self) -> int:
@@ -115,13 +160,21 @@ class Lanes:
         key = (delivery.message.key, delivery.step)
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Lane(self._slots)
-            lane.task = self._tasks.create_task(self._run(key, lane), name=f"lane/{self._name}/{delivery.step}")
+            lane = self._open(key)
         lane.deliveries.append(delivery)
+
+    def _open(self, key: LaneKey) -> Lane:
+        """A new lane, which is ready as soon as it has work."""
+        lane = self._lanes[key] = Lane(key, self._slots)
+        self._be_ready(lane)
+        return lane
 
     def stop(self) -> None:
         """Begin nothing new: lanes at rest end now, the others after what they are doing."""
         self._is_stopping = True
+        for lane in self._ready:
+            del self._lanes[lane.key]
+        self._ready.clear()
         for lane in tuple(self._lanes.values()):
             if lane.is_resting and lane.task is not None:
                 lane.task.cancel()
@@ -132,7 +185,7 @@ class Lanes:
         Returns the tasks that even a cancellation has not ended: handlers that do not let go.
         """
         self.stop()
-        tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
+        tasks = [lane.task or self._task_of(lane) for lane in self._lanes.values()]
         if not tasks:
             return ()
         _, late = await asyncio.wait(tasks, timeout=timeout_s)
@@ -143,9 +196,111 @@ class Lanes:
         _, stubborn = await asyncio.wait(late, timeout=CANCEL_TIMEOUT_S)
         return stubborn
 
-    async def _run(self, key: LaneKey, lane: Lane) -> None:
+    def _be_ready(self, lane: Lane) -> None:
+        self._ready.append(lane)
+        if not self._is_taken_from:
+            self._is_taken_from = True
+            self._tasks.create_task(self._take_ready(), name=f"lanes/{self._name}", context=self._context.copy())
+
+    async def _take_ready(self) -> None:
+        """Begin one lane's work after the other's, until one has to wait: on with that to its end."""
+        turns = 0
+        while self._ready:
+            turns += 1
+            if turns % TURNS_MAX == 0:
+                await asyncio.sleep(0)
+                continue  # meanwhile they may have been told to stop
+            lane = self._ready.popleft()
+            # Each in a context of its own, as if in a task: what a handler sets there is not the next one's.
+            context = self._context.copy()
+            lane.at = lane.deliveries.popleft()
+            try:
+                begun = context.run(self._begin, lane.at, lane)
+            except BaseException:
+                del self._lanes[lane.key]
+                raise
+            if isinstance(begun, Sent):
+                lane.sent = begun
+                begun.acknowledgement.add_done_callback(partial(self._acknowledged, lane, begun), context=context)
+                continue
+            self._is_taken_from = False
+            if self._ready:
+                self._be_ready(self._ready.popleft())
+            await self._work_on(lane, begun, context)
+            return
+        self._is_taken_from = False
+
+    async def _work_on(self, lane: Lane, work: Work, context: Context) -> None:
+        """Go on with what has begun, in a task that is the lane's own."""
+        lane.task = task = asyncio.current_task()
+        assert task is not None, "a coroutine runs in one"
+        task.set_name(f"lane/{self._name}/{lane.key[1]}")
         try:
-            while lane.deliveries and not self._is_stopping:
-                await self._work(lane.deliveries.popleft(), lane)
-        finally:
-            del self._lanes[key]
+            await _in_context(work, context)
+        except BaseException:
+            del self._lanes[lane.key]
+            raise
+        lane.task = None
+        self._ended(lane)
+
+    def _acknowledged(self, lane: Lane, sent: Sent, _: asyncio.Future[Any]) -> None:
+        """Go on with a lane that waited for an acknowledgement. Called in the lane's context."""
+        if lane.sent is not sent:
+            return  # it has a task by now
+        lane.sent = None
+        try:
+            more = sent.acknowledged()
+        except BaseException as error:  # noqa: BLE001  # raised where the failures of all work are
+            more = _fail(error)
+        if more is None:
+            self._ended(lane)
+        else:
+            work = self._work_on(lane, more, copy_context())
+            self._tasks.create_task(work, name=f"lanes/{self._name}", context=self._context.copy())
+
+    def _task_of(self, lane: Lane) -> asyncio.Task[None]:
+        """A task for a lane that waits for an acknowledgement without one."""
+        sent, lane.sent = lane.sent, None
+        assert sent is not None, "what is not ready waits, in a task or without"
+
+        async def see_through() -> None:
+            await asyncio.wait((sent.acknowledgement,))
+            if (more := sent.acknowledged()) is not None:
+                await more
+
+        # Not in the block of tasks, which takes none when it is about to fail: who asks for it waits for it.
+        lane.task = asyncio.create_task(self._work_on(lane, see_through(), self._context.copy()))
+        return lane.task
+
+    def _ended(self, lane: Lane) -> None:
+        """A delivery has been worked on; there may be more of them."""
+        assert lane.at is not None, "it has begun"
+        self._finish(lane.at)
+        if lane.deliveries and not self._is_stopping:
+            self._be_ready(lane)
+        else:
+            del self._lanes[lane.key]
+
+
+async def _fail(error: BaseException) -> None:
+    raise error
+
+
+@types.coroutine
+def _in_context(work: Work, context: Context) -> Steps:
+    """Await a coroutine in another context than the task's."""
+    step = partial(work.send, None)
+    while True:
+        try:
+            waits_for = context.run(step)
+        except StopIteration:
+            return
+        try:
+            yield waits_for
+        except GeneratorExit:
+            work.close()
+            raise
+        except BaseException as thrown:  # noqa: BLE001  # a cancellation; it is the coroutine's to answer
+            step = partial(work.throw, thrown)
+        else:
+            step = partial(work.send, None)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from choreo.broker.offsets import OffsetTracker
 from choreo.broker.port import Committed, Message, TopicPartition
 from choreo.observe.log import about_from_here
-from choreo.step.lanes import Lane, Lanes
+from choreo.step.lanes import Lane, Lanes, Sent, Work
 from choreo.step.options import Options
 from choreo.step.pauses import Pauses
 from choreo.step.perform import Performer
@@ -43,7 +43,7 @@ class Partition:
         self._performer = performer
         self._service = service
         self._unfinished_max = options.unfinished_max
-        self._lanes = Lanes(str(tp), tasks, self._work, concurrency=options.concurrency)
+        self._lanes = Lanes(str(tp), tasks, self._begin, self._finish, concurrency=options.concurrency)
         self._deliveries_left: dict[int, int] = {}  # of records that concern more than one of our steps
         self._committed: Committed | None = None
         self._pauses = Pauses(place.saga)
@@ -109,7 +109,7 @@ class Partition:
         """Stop, and end what is in work: by itself if it does in time, cancelled otherwise. See ``Lanes.drain``."""
         return await self._lanes.drain(timeout_s)
 
-    async def _work(self, delivery: Delivery, lane: Lane) -> None:
+    def _begin(self, delivery: Delivery, lane: Lane) -> Sent | Work:
         message = delivery.message
         about_from_here(
             service=self._service,
@@ -120,8 +120,10 @@ class Partition:
             partition=message.partition,
             offset=message.offset,
         )
-        await self._performer.perform(delivery, lane, self._place)
-        offset = message.offset
+        return self._performer.begin(delivery, lane, self._place)
+
+    def _finish(self, delivery: Delivery) -> None:
+        offset = delivery.message.offset
         left = self._deliveries_left.pop(offset, 1) - 1
         if left:
             self._deliveries_left[offset] = left

@@ -17,7 +17,7 @@ import msgspec
 from choreo.broker.port import Message
 from choreo.clock import Clock
 from choreo.errors import RecordTooLarge, Undecodable, Unencodable
-from choreo.messages.codec import decode, encode
+from choreo.messages.codec import decode_whole, encode
 from choreo.messages.records import (
     AnyRecord,
     Compensate,
@@ -29,6 +29,7 @@ from choreo.observe.metrics import Metrics, StepResult
 from choreo.step import answer
 from choreo.step.answered import Answer, Instance
 from choreo.step.attempts import Attempts, Ended, Run
+from choreo.step.call import Begun
 from choreo.step.cancelling import Cancellation, Lost, StepCancelled
 from choreo.step.compensate import Compensator
 from choreo.step.compensation_error import ErrorHandlers
@@ -37,10 +38,12 @@ from choreo.step.counts import StepCounts
 from choreo.step.dead_letter import DeadLetters
 from choreo.step.failure import crash
 from choreo.step.job import StepJob
-from choreo.step.lanes import Lane
+from choreo.step.lanes import Lane, Sent, Work
 from choreo.step.outcome import OutcomeHooks
 from choreo.step.place import Place
 from choreo.step.publish import Publisher
+from choreo.step.quick import QuickSteps
+from choreo.step.quick import Run as QuickRun
 from choreo.step.recorded import subject_of
 from choreo.step.recorder import Recorder
 from choreo.step.refusal import Refusals
@@ -118,6 +121,21 @@ class Performer:
             inbox=inbox,
         )
         self._counts = {(saga, step): StepCounts(metrics, saga, step) for saga, _, step in hosted}
+        self._quick: QuickSteps | None = None
+        if inbox is None and not tracers.are_there:
+            may_be = {
+                key: (each, self._counts[key[0], key[2]])
+                for key, each in hosted.items()
+                if each.handler.is_async and each.step.name not in each.saga.cancellable
+            }
+            self._quick = QuickSteps(
+                may_be,
+                publisher,
+                clock=clock,
+                draw_run=self._draw_run,
+                go_on=self._go_on,
+                conclude=self._conclude_quick,
+            )
         self._compensator = Compensator(
             attempts,
             self._replies,
@@ -130,32 +148,54 @@ class Performer:
             inbox=inbox,
         )
 
-    async def perform(self, delivery: Delivery, lane: Lane, place: Place) -> None:
-        """Do what the record asks of the step."""
+    def begin(self, delivery: Delivery, lane: Lane, place: Place) -> Sent | Work:
+        """Do what the record asks of the step, as far as that needs no wait; what is left. In a task."""
+        if self._quick is not None:
+            try:
+                begun = self._quick.begin(delivery, lane, place)
+            except Exception as error:  # noqa: BLE001  # as all faults of ours
+                return self._guarded(_failing(error), delivery, place)
+            if begun is not None:
+                return begun
+        return self._guarded(self._perform(delivery, lane, place), delivery, place)
+
+    async def _guarded(self, work: Work, delivery: Delivery, place: Place) -> None:
+        try:
+            await work
+        except Exception as error:  # a fault of ours: it must neither stop the service nor lose the saga
+            logger.exception("internal error at step %r in %s", delivery.step, delivery.message.tp)
+            await self._refusals.internal_error(delivery, place, error)
+
+    async def _perform(self, delivery: Delivery, lane: Lane, place: Place) -> None:
         message, step = delivery
         if step in self._hook_lanes:
             await self._outcome_hooks.perform(delivery, lane, place)
             return
         try:
-            try:
-                record = _read(message, place)
-            except Undecodable as error:
-                await self._refusals.undecodable(delivery, place, str(error))
-                return
-            hosted = self._hosted.get((record.saga, record.version, step))
-            if hosted is None:
-                if (record.saga, record.version) not in self._versions:
-                    await self._refusals.unknown_version(record, message, lane, place)
-            elif isinstance(record, Compensate):
-                if record.step == step:
-                    await self._compensator.perform(record, hosted, message, lane, place)
-            elif isinstance(record, TRIGGERS) and is_trigger(record, hosted.saga, step):
-                await self._run_step(record, hosted, message, lane, place)
-        except Exception as error:  # a fault of ours: it must neither stop the service nor lose the saga
-            logger.exception("internal error at step %r in %s", step, message.tp)
-            await self._refusals.internal_error(delivery, place, error)
+            record, content_type, traceparent = _read(message, place)
+        except Undecodable as error:
+            await self._refusals.undecodable(delivery, place, str(error))
+            return
+        hosted = self._hosted.get((record.saga, record.version, step))
+        if hosted is None:
+            if (record.saga, record.version) not in self._versions:
+                await self._refusals.unknown_version(record, message, lane, place)
+        elif isinstance(record, Compensate):
+            if record.step == step:
+                await self._compensator.perform(record, hosted, message, lane, place)
+        elif isinstance(record, TRIGGERS) and is_trigger(record, hosted.saga, step):
+            await self._run_step(record, hosted, message, lane, place, content_type, traceparent)
 
-    async def _run_step(self, record: Trigger, hosted: Hosted, message: Message, lane: Lane, place: Place) -> None:
+    async def _run_step(
+        self,
+        record: Trigger,
+        hosted: Hosted,
+        message: Message,
+        lane: Lane,
+        place: Place,
+        content_type: str,
+        traceparent: bytes | None,
+    ) -> None:
         step = hosted.step
         counts = self._counts[record.saga, step.name]
         if isinstance(record, StepCompleted) and record.is_late(message.timestamp_ms):
@@ -163,7 +203,8 @@ class Performer:
             return
         instance = Instance(message.key, record.start, step.name, round_of(record))
         known = place.answered.get(instance)
-        job = step_job(record, hosted, self._draw_run(), message, place, self._clock.monotonic())
+        now = self._clock.monotonic()
+        job = step_job(record, hosted, self._draw_run(), message, place, now, content_type, traceparent)
         if known is not None:
             if known is Answer.NO_EFFECT:
                 await self._publish_outcome(job, answer.failed(job, _MAYBE_RUN_BY_OTHERS, "unknown"), place)
@@ -176,7 +217,29 @@ class Performer:
                 done = await self._run(job, hosted, message, lane, cancellation)
         else:
             done = await self._run(job, hosted, message, lane)
-        outcome = await self._publish_outcome(done.job, done.outcome, place)
+        await self._conclude(done, instance, counts, place)
+
+    def _go_on(self, run: QuickRun, begun: Begun) -> Work:
+        """Go on with a run whose handler has begun."""
+
+        async def work() -> None:
+            job, ended = await self._attempt(
+                run.hosted.handler, run.job, run.hosted, run.message, run.lane, None, begun, run.began
+            )
+            done = _Done(answer.answer_of_step(job, ended), job, ended)
+            await self._conclude(done, run.instance, run.counts, run.place)
+
+        return self._guarded(work(), Delivery(run.message, run.job.step.name), run.place)
+
+    def _conclude_quick(self, run: QuickRun, outcome: StepCompleted | StepFailed, ended: Ended) -> Work:
+        """Answer for a run that has ended at once, but whose answer could not be sent like that."""
+        work = self._conclude(_Done(outcome, run.job, ended), run.instance, run.counts, run.place)
+        return self._guarded(work, Delivery(run.message, run.job.step.name), run.place)
+
+    async def _conclude(self, done: _Done, instance: Instance, counts: StepCounts, place: Place) -> None:
+        """Answer, and do what there is to do then."""
+        job = done.job
+        outcome = await self._publish_outcome(job, done.outcome, place)
         place.answered.settle(instance)
         result: StepResult
         if done.ended is None:
@@ -264,6 +327,8 @@ class Performer:
         message: Message,
         lane: Lane,
         cancellation: Cancellation | None,
+        begun: Begun | None = None,
+        began: float | None = None,
     ) -> tuple[StepJob, Ended]:
         """All attempts of a run; and the job with the trace context that goes on with its answer."""
         counts = self._counts[job.saga.name, job.step.name]
@@ -281,6 +346,8 @@ class Performer:
                 watch=watch,
                 inbox=self._inbox if isinstance(handler, TransactionalStep) else None,
                 cancellation=cancellation,
+                begun=begun,
+                began=began,
             )
         finally:
             counts.running -= 1
@@ -307,6 +374,10 @@ class Performer:
         return f"{self._random.getrandbits(64):016x}"
 
 
+async def _failing(error: Exception) -> None:
+    raise error
+
+
 _MAYBE_RUN_BY_OTHERS = Failure(
     kind="cancelled",
     code="redelivered",
@@ -314,9 +385,9 @@ _MAYBE_RUN_BY_OTHERS = Failure(
 )
 
 
-def _read(message: Message, place: Place) -> AnyRecord:
+def _read(message: Message, place: Place) -> tuple[AnyRecord, str, bytes | None]:
     """The record; from here on it alone is believed, not its headers. Raises ``Undecodable``."""
-    record = decode(message.key, message.value, message.headers)
+    record, content_type, traceparent = decode_whole(message.key, message.value, message.headers)
     if record.saga != place.saga:
         raise Undecodable(f"a record of saga {record.saga!r} in the topic of saga {place.saga!r}")
-    return record
+    return record, content_type, traceparent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from random import Random
 from typing import Any
 
@@ -43,9 +43,21 @@ class Publisher:
             RecordTooLarge: it is over the broker's.
             TopicError: there is no such topic.
         """
-        value = encode(record, content_type=content_type)
-        headers = make_headers(record, source=self._source, content_type=content_type, traceparent=traceparent)
+        value, headers = self._written(record, content_type, traceparent)
         return self.send(topic, key=record.saga_id, value=value, headers=headers)
+
+    def begin(self, topic: str, record: Record, *, content_type: str, traceparent: bytes | None) -> Awaitable[Appended]:
+        """Append a record once; whoever awaits it sees what comes of that.
+
+        Raises:
+            Unencodable, BrokerError: it cannot be written, or not be sent.
+        """
+        value, headers = self._written(record, content_type, traceparent)
+        return self._producer.send(topic, key=record.saga_id, value=value, headers=headers)
+
+    def _written(self, record: Record, content_type: str, traceparent: bytes | None) -> tuple[bytes, Headers]:
+        value = encode(record, content_type=content_type)
+        return value, make_headers(record, source=self._source, content_type=content_type, traceparent=traceparent)
 
     async def send(self, topic: str, *, key: str, value: bytes, headers: Headers) -> Appended:
         """Append bytes, as ``publish`` does. Raises ``RecordTooLarge`` and ``TopicError``."""
@@ -65,10 +77,11 @@ class Publisher:
                 logger.warning("cannot send to %s (try %d), trying again: %s", topic, tries, error)
                 await self._clock.sleep(wait_s)
             else:
-                self._count(topic)
+                self.count(topic)
                 return appended
 
-    def _count(self, topic: str) -> None:
+    def count(self, topic: str) -> None:
+        """A record was appended."""
         counter = self._sent.get(topic)
         if counter is None:
             counter = self._sent[topic] = self._metrics.tallies.of(self._metrics.messages_produced.labels(topic, "ok"))

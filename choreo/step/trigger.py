@@ -39,7 +39,16 @@ def round_of(record: Trigger) -> int:
     return 1 if isinstance(record, SagaStarted) else record.round
 
 
-def step_job(record: Trigger, hosted: Hosted, run: str, message: Message, place: Place, now: float) -> StepJob:
+def step_job(
+    record: Trigger,
+    hosted: Hosted,
+    run: str,
+    message: Message,
+    place: Place,
+    now: float,
+    content_type: str,
+    traceparent: bytes | None,
+) -> StepJob:
     """What the trigger asks for, at ``now`` on the monotonic clock."""
     append_ms = message.timestamp_ms
     effects: Mapping[str, msgspec.Raw]
@@ -69,8 +78,8 @@ def step_job(record: Trigger, hosted: Hosted, run: str, message: Message, place:
         input=record.input,
         effects=effects,
         signals=record.signals if isinstance(record, Execute) else {},
-        content_type=content_type_of(message.headers),
-        traceparent=message.header("traceparent"),
+        content_type=content_type,
+        traceparent=traceparent,
     )
 
 

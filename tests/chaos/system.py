@@ -148,10 +148,11 @@ async def replay_topic_into_itself(broker: Broker) -> int:
             reader.seek(tp, 0)
         while any(reader.position(tp) < end for tp, end in ends.items()):
             messages = [m for m in await reader.poll(timeout_s=1.0, records_max=1_000) if m.offset < ends[m.tp]]
-            async with asyncio.TaskGroup() as sends:
-                for message in messages:
-                    key = (message.key or b"").decode()
-                    sends.create_task(producer.send(TOPIC, key=key, value=message.value, headers=message.headers))
+            sends = [
+                producer.send(TOPIC, key=(each.key or b"").decode(), value=each.value, headers=each.headers)
+                for each in messages
+            ]
+            await asyncio.gather(*sends)
             copied += len(messages)
     finally:
         await reader.close()

@@ -102,7 +102,7 @@ async def test_records_of_a_key_keep_the_order_of_their_sends(broker: Broker, to
 async def test_sends_side_by_side_keep_the_order_of_the_calls_for_each_key(broker: Broker, topic: str) -> None:
     producer = await broker.producer()
     sends = [
-        asyncio.create_task(producer.send(topic, key=KEYS[number % 7], value=b"%d" % number)) for number in range(300)
+        asyncio.ensure_future(producer.send(topic, key=KEYS[number % 7], value=b"%d" % number)) for number in range(300)
     ]
     appended = await asyncio.gather(*sends)
     messages = await read_all(broker, topic, 300)

@@ -363,7 +363,7 @@ async def test_records_that_were_sent_side_by_side_keep_their_order_when_the_pro
     producer = await broker.producer()
     supervised = broker._producer
     assert supervised is not None
-    sends = [asyncio.create_task(producer.send(topic, key="k", value=b"%d" % number)) for number in range(500)]
+    sends = [asyncio.ensure_future(producer.send(topic, key="k", value=b"%d" % number)) for number in range(500)]
     while not any(send.done() for send in sends):
         await asyncio.sleep(0)
     assert supervised._kafka is not None

@@ -38,27 +38,25 @@ from choreo.store.port import Advance
 def commit_before_acknowledgement() -> Any:
     """A record is finished when its handler begins, not when its answer is in the log."""
 
-    async def work(self: Partition, delivery: Delivery, lane: Lane) -> None:
-        if self._deliveries_left.get(delivery.message.offset, 1) == 1:
-            self._tracker.finish(delivery.message.offset)
-            self.finished += 1
-        else:
-            self._deliveries_left[delivery.message.offset] -= 1
-        await self._performer.perform(delivery, lane, self._place)
+    begin, finish = Partition._begin, Partition._finish
 
-    return patch.object(Partition, "_work", work)
+    def finished_first(self: Partition, delivery: Delivery, lane: Lane) -> Any:
+        finish(self, delivery)
+        return begin(self, delivery, lane)
+
+    return patch.multiple(Partition, _begin=finished_first, _finish=lambda *_: None)
 
 
 def random_run_ids() -> Any:
     """Every publishing of an outcome draws a run id of its own."""
-    publish = Publisher.publish
+    written = Publisher._written
 
-    async def with_another_run(self: Publisher, topic: str, record: Any, **options: Any) -> Any:
+    def with_another_run(self: Publisher, record: Any, *args: Any) -> Any:
         if isinstance(record, StepCompleted | StepCompensated):
             record = msgspec.structs.replace(record, run=f"{self._random.getrandbits(64):016x}")
-        return await publish(self, topic, record, **options)
+        return written(self, record, *args)
 
-    return patch.object(Publisher, "publish", with_another_run)
+    return patch.object(Publisher, "_written", with_another_run)
 
 
 def no_scan_on_assignment() -> Any:
@@ -114,9 +112,7 @@ def lanes_not_serial() -> Any:
 
     def side_by_side(self: Lanes, delivery: Delivery) -> None:
         key = (delivery.message.key, f"{delivery.step}@{delivery.message.offset}")
-        lane = self._lanes[key] = Lane(self._slots)
-        lane.task = self._tasks.create_task(self._run(key, lane))
-        lane.deliveries.append(delivery)
+        self._open(key).deliveries.append(delivery)
 
     return patch.object(Lanes, "add", side_by_side)
 
@@ -261,9 +257,7 @@ def settled_before_its_lane() -> Any:
             record = None
         if isinstance(record, Compensate) and record.settle:
             key = (delivery.message.key, f"{delivery.step}@{delivery.message.offset}")
-            lane = self._lanes[key] = Lane(self._slots)
-            lane.task = self._tasks.create_task(self._run(key, lane))
-            lane.deliveries.append(delivery)
+            self._open(key).deliveries.append(delivery)
         else:
             add(self, delivery)
 

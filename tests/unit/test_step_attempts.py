@@ -282,7 +282,7 @@ async def test_backoff_is_drawn_from_the_random_that_was_handed_in(jitter: bool)
             Handler(charge, Context),
             Context,
             a_job(due_at=clock.monotonic() + 3_600),
-            Lane(Slots(1)),
+            Lane((b"s-1", "charge_card"), Slots(1)),
             retries=Retries(4, backoff_ms_base=100, backoff_ms_max=500, jitter=jitter),
             timeout_s=1,
             counters=StepCounts(metrics, "order", "charge_card").attempts,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -95,7 +95,7 @@ class SupervisedProducer:
         self._kafka = await self._connect(self._epoch)
         self._ready.set()
 
-    async def send(self, topic: str, key: str, value: bytes, headers: Headers) -> Appended:
+    def send(self, topic: str, key: str, value: bytes, headers: Headers) -> Awaitable[Appended]:
         """As ``Producer.send``."""
         key_bytes = key.encode()
         loop = asyncio.get_running_loop()
@@ -104,11 +104,8 @@ class SupervisedProducer:
         if partition_now is not None:
             sending = _Sending(topic, partition_now, key_bytes, value, headers, acked)
             if self._put_now(sending, loop):
-                try:
-                    return await acked
-                finally:
-                    self._unacked.pop(sending, None)
-        return await self._send_in_turn(topic, key_bytes, value, headers, acked)
+                return acked
+        return self._send_in_turn(topic, key_bytes, value, headers, acked)
 
     def _put_now(self, sending: _Sending, loop: asyncio.AbstractEventLoop) -> bool:
         """Put a record into a batch if that needs no wait: the way of nearly all. Otherwise it has to queue."""
@@ -364,7 +361,7 @@ class KafkaProducer:
         self._shared = shared
         self._closed = False
 
-    def send(self, topic: str, *, key: str, value: bytes, headers: Headers = ()) -> Coroutine[Any, Any, Appended]:
+    def send(self, topic: str, *, key: str, value: bytes, headers: Headers = ()) -> Awaitable[Appended]:
         if self._closed:
             raise BrokerUnavailable(f"send to {topic}: the producer is closed")
         return self._shared.send(topic, key, value, headers)

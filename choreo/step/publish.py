@@ -66,12 +66,12 @@ class Publisher:
             try:
                 appended = await self._producer.send(topic, key=key, value=value, headers=headers)
             except (RecordTooLarge, TopicError):
-                self._metrics.messages_produced.labels(topic, "error").inc()
+                self.count_error(topic)
                 raise
             except BrokerError as error:
                 # Giving up would lose the outcome of a handler that has run. The record may be in the log already;
                 # sent again it has the same id, and readers take it once.
-                self._metrics.messages_produced.labels(topic, "error").inc()
+                self.count_error(topic)
                 tries += 1
                 wait_s = self._random.uniform(0, _BACKOFF.backoff_ms(tries)) / 1_000
                 logger.warning("cannot send to %s (try %d), trying again: %s", topic, tries, error)
@@ -86,3 +86,7 @@ class Publisher:
         if counter is None:
             counter = self._sent[topic] = self._metrics.tallies.of(self._metrics.messages_produced.labels(topic, "ok"))
         counter.inc()
+
+    def count_error(self, topic: str) -> None:
+        """A record was not appended, or nobody knows."""
+        self._metrics.messages_produced.labels(topic, "error").inc()

@@ -134,7 +134,7 @@ class QuickSteps:
         try:
             appended = await sent
         except BrokerError:
-            await self._conclude(run, outcome, ended)
+            await self.failed(run, outcome, ended)
         else:
             self.acknowledged(run, ended, appended)
 
@@ -148,6 +148,7 @@ class QuickSteps:
 
     def failed(self, run: Run, outcome: StepCompleted, ended: Ended) -> Work:
         """The answer is not in the log, or nobody knows."""
+        self._publisher.count_error(run.message.topic)
         return self._conclude(run, outcome, ended)
 
 

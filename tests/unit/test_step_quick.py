@@ -1,0 +1,274 @@
+"""Steps that are done in one go: what the short way must not do otherwise than the long one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+
+from choreo.broker.port import Appended, Headers
+from choreo.contract import Retries, Saga, Step
+from choreo.errors import BrokerUnavailable
+from choreo.messages.records import StepCompleted, StepFailed
+from choreo.step import Context, Options, Reject, Service
+from tests.unit.step_world import (
+    QUICK,
+    World,
+    completed,
+    make_world,
+    payment,
+    running,
+    until,
+    until_committed,
+    value,
+)
+
+
+class Held:
+    """A producer whose answers are futures, as Kafka's, and come when they are let."""
+
+    def __init__(self, producer: Any) -> None:
+        self._producer = producer
+        self.waiting: list[tuple[asyncio.Future[Appended], dict[str, Any]]] = []
+
+    def send(self, topic: str, *, key: str, value: bytes, headers: Headers = ()) -> Awaitable[Appended]:
+        record = {"topic": topic, "key": key, "value": value, "headers": headers}
+        if topic != "choreo.order":
+            sent: Awaitable[Appended] = self._producer.send(**record)
+            return sent
+        acknowledgement: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        self.waiting.append((acknowledgement, record))
+        return acknowledgement
+
+    async def acknowledge(self) -> None:
+        """Append what waits."""
+        waiting, self.waiting = self.waiting, []
+        for acknowledgement, record in waiting:
+            acknowledgement.set_result(await self._producer.send(**record))
+
+    def refuse(self) -> None:
+        """Tell those who wait that nobody knows."""
+        waiting, self.waiting = self.waiting, []
+        for acknowledgement, _ in waiting:
+            acknowledgement.set_exception(BrokerUnavailable("no acknowledgement"))
+
+    async def close(self) -> None:
+        await self._producer.close()
+
+
+async def held(world: World, monkeypatch: pytest.MonkeyPatch) -> Held:
+    """The producer of the services that are started from here on; the world's own is as it was."""
+    real = world.broker.producer
+    producer = Held(await real())
+
+    async def once() -> Any:
+        monkeypatch.setattr(world.broker, "producer", real)
+        return producer
+
+    # The first two are the registry's: it writes the contracts, and what runs here.
+    async def registrys() -> Any:
+        monkeypatch.setattr(world.broker, "producer", announces)
+        return await real()
+
+    async def announces() -> Any:
+        monkeypatch.setattr(world.broker, "producer", once)
+        return await real()
+
+    monkeypatch.setattr(world.broker, "producer", registrys)
+    return producer
+
+
+async def test_nothing_is_committed_before_its_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await make_world()
+    producer = await held(world, monkeypatch)
+
+    async def charge() -> str:
+        return "charged"
+
+    async with running(world, payment(charge)):
+        first = await world.send(completed("s-1"))
+        await world.send(completed("s-2"))
+        await until(lambda: len(producer.waiting) == 2)
+        await asyncio.sleep(5 * QUICK.commit_interval_s)
+        assert (await world.committed() or 0) <= first.offset
+        await producer.acknowledge()
+        assert len(await world.answers(StepCompleted, count=2)) == 2
+        await until_committed(world, up_to=2)
+
+
+async def test_the_next_record_of_a_lane_waits_for_the_acknowledgement_of_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await make_world()
+    producer = await held(world, monkeypatch)
+    rounds: list[int] = []
+
+    async def charge(ctx: Context) -> str:
+        rounds.append(ctx.round)
+        return "charged"
+
+    async with running(world, payment(charge)):
+        await world.send(completed(round=1))
+        await world.send(completed(round=2))
+        await world.send(completed("s-2"))
+        await until(lambda: len(producer.waiting) == 2)
+        assert rounds == [1, 1]
+        await producer.acknowledge()
+        await until(lambda: rounds == [1, 1, 2])
+        await until(lambda: producer.waiting)
+        await producer.acknowledge()
+        await until_committed(world, up_to=3)
+
+
+async def test_an_answer_that_is_not_acknowledged_is_sent_again_under_the_same_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await make_world()
+    producer = await held(world, monkeypatch)
+    calls: list[int] = []
+
+    async def charge() -> str:
+        calls.append(1)
+        return "charged"
+
+    async with running(world, payment(charge)) as handle:
+        await world.send(completed())
+        await until(lambda: producer.waiting)
+        (_, first), *_ = producer.waiting
+        producer.refuse()
+        await until(lambda: producer.waiting)
+        (_, again), *_ = producer.waiting
+        assert first == again
+        await producer.acknowledge()
+        await until_committed(world, up_to=1)
+        assert value(handle, "choreo_messages_produced_total", result="error") == 1
+        assert value(handle, "choreo_step_events_total", result="completed") == 1
+    assert calls == [1]
+
+
+async def test_a_stop_waits_for_acknowledgements_and_commits_what_they_finish(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await make_world()
+    producer = await held(world, monkeypatch)
+
+    async def charge() -> str:
+        return "charged"
+
+    async with running(world, payment(charge)) as handle:
+        await world.send(completed("s-1"))
+        await until(lambda: producer.waiting)
+        stopping = asyncio.create_task(handle.runtime.stop())
+        await asyncio.sleep(0.05)
+        assert not stopping.done()
+        await producer.acknowledge()
+        await stopping
+    assert await world.committed() == 1
+
+
+async def test_a_crash_leaves_what_is_not_acknowledged_unfinished(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await make_world()
+    producer = await held(world, monkeypatch)
+
+    async def charge() -> str:
+        return "charged"
+
+    async with running(world, payment(charge)) as handle:
+        sent = await world.send(completed())
+        await until(lambda: producer.waiting)
+        await handle.crash()
+    ((acknowledgement, _),) = producer.waiting
+    acknowledgement.set_result(Appended("choreo.order", 0, 1, 0))
+    await asyncio.sleep(0.02)
+    assert (await world.committed() or 0) <= sent.offset
+
+
+async def test_a_handler_sees_no_context_variable_of_another_one() -> None:
+    """Each has a context of its own, as in a task of its own, also when it goes on after a wait."""
+    world = await make_world()
+    tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+    seen: list[tuple[str, str]] = []
+
+    async def charge(ctx: Context) -> str:
+        before = tenant.get()
+        tenant.set(ctx.saga_id)
+        if ctx.saga_id != "s-2":
+            await asyncio.sleep(0.01)
+        seen.append((before, tenant.get()))
+        return "charged"
+
+    async with running(world, payment(charge)):
+        for number in range(4):
+            await world.send(completed(f"s-{number}"))
+        await world.answers(StepCompleted, count=4)
+    assert sorted(seen) == [("nobody", f"s-{number}") for number in range(4)]
+
+
+async def test_a_time_out_that_a_handler_sets_for_itself_ends_nobody_else() -> None:
+    world = await make_world()
+    tasks: dict[str, Any] = {}
+
+    async def charge(ctx: Context) -> str:
+        tasks[ctx.saga_id] = asyncio.current_task()
+        try:
+            async with asyncio.timeout(0.02 if ctx.saga_id == "s-1" else 30):
+                await asyncio.sleep(30 if ctx.saga_id == "s-1" else 0.1)
+        except TimeoutError:
+            raise Reject("too slow", code="slow") from None
+        assert asyncio.current_task() is tasks[ctx.saga_id]
+        return "charged"
+
+    async with running(world, payment(charge)):
+        for number in range(4):
+            await world.send(completed(f"s-{number}"))
+        (failed,) = await world.answers(StepFailed)
+        others = await world.answers(StepCompleted, count=3)
+    assert failed.saga_id == "s-1"
+    assert {each.saga_id for each in others} == {"s-0", "s-2", "s-3"}
+    assert len(set(tasks.values())) == 4
+
+
+async def test_a_handler_that_raises_in_its_first_step_is_tried_again_by_its_policy() -> None:
+    saga = Saga("order", Step("reserve_stock"), Step("charge_card", retries=Retries(3, backoff_ms_base=1)))
+    world = await make_world(saga)
+    attempts: list[int] = []
+
+    async def charge(ctx: Context) -> str:
+        attempts.append(ctx.attempt)
+        if ctx.attempt < 3:
+            raise OSError
+        return "charged"
+
+    service = Service("payment")
+    service.step(saga, "charge_card")(charge)
+    async with running(world, service):
+        await world.send(completed())
+        answer = await world.answer(StepCompleted)
+    assert attempts == [1, 2, 3]
+    assert answer.attempts == 3
+
+
+async def test_many_quick_handlers_let_others_have_their_turn() -> None:
+    """Heartbeats and fetches go on beside a long batch."""
+    world = await make_world()
+    turns = 0
+    turns_at: list[int] = []
+
+    async def charge() -> str:
+        turns_at.append(turns)
+        return "charged"
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    for number in range(400):
+        await world.send(completed(f"s-{number}"))
+    beside = asyncio.create_task(others())
+    async with running(world, payment(charge), options=Options(poll_timeout_s=0.02, concurrency=400)):
+        await world.answers(StepCompleted, count=400)
+    beside.cancel()
+    assert len(set(turns_at)) >= 400 / 50

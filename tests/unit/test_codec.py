@@ -9,7 +9,7 @@ import decimal
 import enum
 import json
 import uuid
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pytest
@@ -565,3 +565,12 @@ def test_arbitrary_bytes_as_a_users_value_are_read_or_undecodable_and_nothing_el
 def test_a_failure_without_details_is_short_on_the_wire() -> None:
     assert msgspec.json.encode(Failure(kind="timed_out")) == b'{"kind":"timed_out"}'
     assert msgspec.json.decode(msgspec.json.encode(FAILURE), type=Failure) == FAILURE
+
+
+def test_a_type_without_a_hash_is_read_like_any_other() -> None:
+    kind: Any = Annotated[list[int], {"said": "by another library"}]
+    with pytest.raises(TypeError):
+        hash(kind)
+    for content_type in CONTENT_TYPES:
+        value = encode_user_value([1, 2], content_type=content_type)
+        assert decode_user_value(value, kind, content_type=content_type) == [1, 2]

@@ -34,7 +34,7 @@ def straight_on(contract: Saga, state: SagaState, entry: Entry) -> SagaState | N
 def _started(contract: Saga, state: SagaState, entry: Entry, record: SagaStarted) -> SagaState | None:
     """The saga's first record, or its first that means anything: the steps that begin are triggered (rule 4)."""
     hop = contract.hops[""]
-    if state.started or state.cancelled or state.instances or hop.commanded or record.is_scheduled:
+    if state.started or state.cancelled or hop.commanded or record.is_scheduled:
         return None
     after = _copy(state)
     begin_with(after, entry, record)
@@ -110,19 +110,8 @@ _copy: Callable[[SagaState], SagaState] = SagaState.__copy__  # type: ignore[att
 
 
 def _is_at_work(instance: Instance) -> bool:
-    """The step was triggered, and nothing but that is known of it."""
-    return (
-        instance.triggered
-        and instance.first is None
-        and not (
-            instance.runs
-            or instance.held
-            or instance.settling
-            or instance.awaits_answer
-            or instance.stuck
-            or instance.offer
-        )
-    )
+    """The step was triggered and not held, and nothing has been heard of it since."""
+    return instance.triggered and instance.first is None and not (instance.runs or instance.held or instance.offer)
 
 
 def _is_quiet(instances: Mapping[Key, Instance], standing: Mapping[str, int]) -> bool:

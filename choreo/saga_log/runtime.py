@@ -241,11 +241,8 @@ class SagaLog:
         return lambda: not self._stopping and tp not in self._own.leaving
 
     async def _batch(self, consumer: Consumer, messages: Sequence[Message]) -> None:
-        parts: dict[TopicPartition, list[Message]] = {}
-        for message in messages:
-            parts.setdefault(message.tp, []).append(message)
         applied: list[tuple[Shard, Applied]] = []
-        for tp, part in parts.items():
+        for tp, part in _by_partition(messages).items():
             shard = self._own.shards.get(tp)  # none where a rebalance took it, or has just given it: then it is sought
             if shard is None:
                 continue
@@ -414,3 +411,16 @@ class SagaLog:
         for tp in self._own.shards:
             if (lag := consumer.lag(tp)) is not None:
                 self._metrics.consumer_lag.labels(tp.topic, str(tp.partition), self._group).set(lag)
+
+
+def _by_partition(messages: Sequence[Message]) -> dict[TopicPartition, list[Message]]:
+    """The messages of each partition, which a poll delivers one partition after the other."""
+    parts: dict[TopicPartition, list[Message]] = {}
+    part: list[Message] = []
+    partition, topic = -1, ""
+    for message in messages:
+        if message.partition != partition or message.topic != topic:
+            partition, topic = message.partition, message.topic
+            part = parts.setdefault(message.tp, [])
+        part.append(message)
+    return parts

@@ -30,7 +30,7 @@ from choreo.saga_log.intake import Contracts, Refused, Unheld, contract_of, read
 from choreo.saga_log.kept import Kept
 from choreo.saga_log.known import Known
 from choreo.saga_log.timer import Timers
-from choreo.saga_log.type_pause import TypePause, concerned
+from choreo.saga_log.type_pause import OF_THE_TYPE, TypePause, concerned
 from choreo.store.port import Advance, Checkpoint
 from choreo.store.projection import is_resting, row_of
 
@@ -275,7 +275,8 @@ class Shard:
             self._refuse(message, entry, applied)
             return
         record = entry.record
-        if self._type_pause.see(entry):
+        if isinstance(record, OF_THE_TYPE):
+            self._type_pause.see(entry)
             for state in (each for saga_id in tuple(self._active) for each in concerned([self._active[saga_id]])):
                 if (held := self._contract(state)) is not None:
                     self._fold(held, state, entry, applied)
@@ -284,7 +285,7 @@ class Shard:
         if saga_id in self.parked:
             self._park(message, None, applied)  # it waits behind the first one
             return
-        before = self._state(saga_id)
+        before = self._active.get(saga_id) or self._resting.get(saga_id) or SagaState(saga_id)
         contract = contract_of(self._contracts, before, record)
         if isinstance(contract, Refused):
             self._refuse(message, contract, applied)
@@ -333,7 +334,7 @@ class Shard:
 
     def _put(self, state: SagaState) -> None:
         saga_id = state.saga_id
-        if is_resting(state):
+        if (state.outcome is not None or not state.start) and is_resting(state):  # that takes a look at all of it
             self._rest(saga_id, state)
             return
         if self._resting:

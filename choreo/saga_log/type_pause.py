@@ -13,7 +13,7 @@ import msgspec
 from choreo.core import Entry, SagaState
 from choreo.messages.records import AnyRecord, SagaStarted, TypePaused, TypeResumed
 
-_OF_THE_TYPE = (TypePaused, TypeResumed)
+OF_THE_TYPE = (TypePaused, TypeResumed)
 
 
 class _InForce(msgspec.Struct, frozen=True):
@@ -42,7 +42,7 @@ class TypePause:
     def see(self, entry: Entry) -> bool:
         """Whether the record is about the type; then it is for all of ``concerned``, and for no saga of its own."""
         record = entry.record
-        if not isinstance(record, _OF_THE_TYPE):
+        if not isinstance(record, OF_THE_TYPE):
             return False
         if isinstance(record, TypePaused):
             self._in_force = self._in_force or _InForce(entry.offset, entry.at_ms, record)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from choreo.broker.port import Broker, Message, Reader, TopicPartition
 from choreo.broker.topics import saga_topic
@@ -19,6 +17,34 @@ Outcome = SagaCompleted | SagaCompensated
 _WATCHED = frozenset(CE_TYPE[kind] for kind in (SagaCompleted, SagaCompensated, StartRefusedRecord))
 
 
+_Entry = tuple[str | None, asyncio.Future[Outcome]]
+"""Which start's outcome, and where it goes."""
+
+
+class Expected:
+    """A wait for an outcome, as long as the block lasts: a class, which costs a client less than a generator."""
+
+    __slots__ = ("_entry", "_key", "_waiting")
+
+    def __init__(self, waiting: dict[bytes, list[_Entry]], key: bytes, entry: _Entry) -> None:
+        self._waiting = waiting
+        self._key = key
+        self._entry = entry
+
+    def __enter__(self) -> asyncio.Future[Outcome]:
+        self._waiting.setdefault(self._key, []).append(self._entry)
+        return self._entry[1]
+
+    def __exit__(self, *_: object) -> None:
+        waiting, future = self._waiting[self._key], self._entry[1]
+        waiting.remove(self._entry)
+        if not waiting:
+            del self._waiting[self._key]
+        if future.done() and not future.cancelled():
+            future.exception()  # taken note of, whether or not anybody awaited it
+        future.cancel()
+
+
 class OutcomeWatch:
     """Outcomes of one saga topic, as they are appended.
 
@@ -30,7 +56,7 @@ class OutcomeWatch:
         self._topic = saga_topic(saga)
         self._reader: Reader | None = None
         self._task: asyncio.Task[None] | None = None
-        self._waiting: dict[bytes, list[tuple[str | None, asyncio.Future[Outcome]]]] = {}
+        self._waiting: dict[bytes, list[_Entry]] = {}
         self._failure: BrokerError | None = None
 
     @property
@@ -50,25 +76,12 @@ class OutcomeWatch:
         self._failure = None
         self._task = asyncio.create_task(self._follow(self._reader), name=f"client/watch/{self._topic}")
 
-    @contextmanager
-    def expect(self, saga_id: str, start: str | None) -> Iterator[asyncio.Future[Outcome]]:
+    def expect(self, saga_id: str, start: str | None) -> Expected:
         """A future for the saga's outcome: that of the given start, or of whichever start counts."""
-        key = saga_id.encode()
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         if self._failure is not None:
             future.set_exception(self._failure)
-        entry = (start, future)
-        self._waiting.setdefault(key, []).append(entry)
-        try:
-            yield future
-        finally:
-            waiting = self._waiting[key]
-            waiting.remove(entry)
-            if not waiting:
-                del self._waiting[key]
-            if future.done() and not future.cancelled():
-                future.exception()  # taken note of, whether or not anybody awaited it
-            future.cancel()
+        return Expected(self._waiting, saga_id.encode(), (start, future))
 
     async def close(self) -> None:
         """Stop following. Waits that are left are cancelled by their own tasks."""
@@ -85,8 +98,9 @@ class OutcomeWatch:
             except BrokerError as error:
                 self._fail(error)
                 return
+            waiting = self._waiting
             for message in messages:
-                if message.key in self._waiting and message.header("ce_type") in _WATCHED:
+                if message.key in waiting and message.header("ce_type") in _WATCHED:
                     self._deliver(message)
 
     def _deliver(self, message: Message) -> None:

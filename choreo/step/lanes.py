@@ -25,7 +25,7 @@ from choreo.step.route import Delivery
 
 CANCEL_TIMEOUT_S = 2.0  # for a cancelled handler to clean up
 
-TURNS_MAX = 25  # lanes that one task takes before it lets others work: heartbeats, fetches, acknowledgements
+TURNS_MAX = 200  # lanes that one task takes before others have a turn; their answers go out in one request
 
 LaneKey = tuple[bytes | None, str]
 """Key of the record (the saga id) and step."""

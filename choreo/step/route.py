@@ -60,7 +60,7 @@ class _TopicRoutes(NamedTuple):
     on_outcome: tuple[str, ...] = ()
     by_version: Mapping[bytes, _TopicRoutes] = MappingProxyType({})
 
-    def steps_for(self, ce_type: bytes, step: bytes | None) -> tuple[str, ...]:
+    def steps_for(self, ce_type: bytes | None, step: bytes | None) -> tuple[str, ...]:
         """The steps that a trigger, or a command, about ``step`` is for."""
         if ce_type == _STARTED:
             return self.roots
@@ -108,22 +108,15 @@ class Routes:
 
     def match(self, message: Message) -> tuple[str, ...]:
         """The steps of the service that the record concerns; mostly none."""
-        concerning = self._concerning
-        ce_type = step_header = version = None
-        for name, value in message.headers:
-            if name == "ce_type" and ce_type is None:
-                if value not in concerning:
-                    return ()
-                ce_type = value
-            elif name == "choreo_step" and step_header is None:
-                step_header = value
-            elif name == VERSION and version is None:
-                version = value
+        ce_type = ce_type_of(message.headers)
+        if ce_type not in self._concerning:
+            return ()
+        step_header, version = message.header("choreo_step"), message.header(VERSION)
         routes = self._routes[message.topic]
         if ce_type in _OF_PARTITION:
             return _OF_PARTITION[ce_type]
-        if ce_type is None or ce_type in _OUTCOMES:
-            return routes.on_outcome if ce_type is not None else ()
+        if ce_type in _OUTCOMES:
+            return routes.on_outcome
         if version is not None and routes.own:
             held = routes.by_version.get(version)
             if held is None:

@@ -14,6 +14,7 @@ from choreo.contract import Retries, Saga, Step
 from choreo.errors import BrokerUnavailable
 from choreo.messages.records import StepCompleted, StepFailed
 from choreo.step import Context, Options, Reject, Service
+from choreo.step.lanes import TURNS_MAX
 from tests.unit.step_world import (
     QUICK,
     World,
@@ -271,4 +272,4 @@ async def test_many_quick_handlers_let_others_have_their_turn() -> None:
     async with running(world, payment(charge), options=Options(poll_timeout_s=0.02, concurrency=400)):
         await world.answers(StepCompleted, count=400)
     beside.cancel()
-    assert len(set(turns_at)) >= 400 / 50
+    assert len(set(turns_at)) >= 400 / TURNS_MAX

@@ -8,6 +8,7 @@ refuse. Where a key was *seen* says nothing, for the same reason.
 from __future__ import annotations
 
 import struct
+from collections import defaultdict
 from collections.abc import Iterable
 
 KEYS_MAX = 100_000  # of a topic; forgotten all at once, since they are only a saving
@@ -19,18 +20,18 @@ class Partitioner:
     """The partitions of keys. A key is computed once: most records answer one that was read before."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, int], dict[bytes, int]] = {}
+        self._known: defaultdict[tuple[str, int], dict[bytes, int]] = defaultdict(dict)
 
     def strangers(self, topic: str, keys: Iterable[bytes | None], partitions: int, partition: int) -> list[bytes]:
         """The keys that do not belong into that partition. On the hot path: asked for each record that is read."""
-        known = self._known.setdefault((topic, partitions), {}).get
+        known = self._known[topic, partitions].get
         # Nearly all keys were seen before; the second look is for the others.
         unsure = [key for key in keys if known(key) != partition and key is not None]  # type: ignore[arg-type]
         return [key for key in unsure if self.partition_of(topic, key, partitions) != partition]
 
     def partition_of(self, topic: str, key: bytes, partitions: int) -> int:
         """The partition of a key in a topic of so many."""
-        known = self._known.setdefault((topic, partitions), {})
+        known = self._known[topic, partitions]
         found = known.get(key)
         if found is None:
             if len(known) >= KEYS_MAX:

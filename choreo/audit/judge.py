@@ -15,7 +15,7 @@ import msgspec
 
 from choreo.audit.decisions import decision_said
 from choreo.audit.findings import Fault, FaultKind, Notice, NoticeKind
-from choreo.audit.veiled import is_veiled, veiled
+from choreo.audit.veiled import is_veiled, says_the_same, veiled
 from choreo.broker.port import Message, TopicPartition
 from choreo.contract.policy import NO_DUE_MS
 from choreo.contract.saga import Saga
@@ -27,6 +27,7 @@ from choreo.ids import child_start_hash, start_hash
 from choreo.messages.family import SagaUndone
 from choreo.messages.headers import CE_TYPE
 from choreo.messages.records import (
+    TYPE_BY_TAG,
     CancelRefused,
     CancelStep,
     Compensate,
@@ -64,6 +65,7 @@ _DECISIONS = (
     CancelRefused,
 )
 _SAGA_LOG = SOURCE.encode()
+_TAGS = {kind: tag for tag, kind in TYPE_BY_TAG.items()}
 
 
 class Judge:
@@ -161,13 +163,14 @@ class Judge:
         }
         if isinstance(record, StepRecord):
             expected |= {"choreo_step": record.step.encode(), "choreo_round": b"%d" % record.round}
+        headers = dict(reversed(message.headers))  # of a repeated name the first counts
         for name, value in expected.items():
-            if message.header(name) != value:
-                text = f"its header {name} is {message.header(name)!r}, the record says {value!r}"
+            if headers.get(name) != value:
+                text = f"its header {name} is {headers.get(name)!r}, the record says {value!r}"
                 self._fault("mislabelled", message.offset, record.saga_id, text)
                 break
-        if _is_saga_logs(record) and message.header("ce_source") != _SAGA_LOG:
-            text = f"{_name(record)} is for the saga-log to say, {message.header('ce_source')!r} has written it"
+        if _is_saga_logs(record) and headers.get("ce_source") != _SAGA_LOG:
+            text = f"{_name(record)} is for the saga-log to say, {headers.get('ce_source')!r} has written it"
             self._fault("impostor", message.offset, record.saga_id, text)
 
     def _is_said_first(self, record: Record, offset: int) -> bool:
@@ -225,7 +228,7 @@ class Judge:
             ours, theirs = getattr(record, field), getattr(wanted, field)
             if isinstance(ours, msgspec.Raw) and is_veiled(ours) and bytes(theirs) == NULL[each.before.content_type]:
                 continue  # a saga-log that has the keys encrypts what it says itself, too
-            if veiled(ours) != veiled(theirs) and not _may_differ(
+            if not says_the_same(ours, theirs) and not _may_differ(
                 record, field, ours, theirs, each.before.content_type
             ):
                 self._altered(each, f"{_name(record)}.{field} is {_short(ours)}, decided was {_short(theirs)}")
@@ -270,10 +273,10 @@ class Judge:
     def _completion(self, each: Folding, record: StepCompleted, key: Key) -> None:
         before, instance = each.before, each.before.instance(key)
         if each.entry.content_type == before.content_type:
-            if veiled(record.input) != veiled(before.lineage(key[1])[0]):
+            if not says_the_same(record.input, before.lineage(key[1])[0]):
                 self._altered(each, "its input is not that of its start")
             context = context_of(each.contract, before, key)
-            if veiled(record.effects) != veiled(context) and not _ran_twice(before, context):
+            if not says_the_same(record.effects, context) and not _ran_twice(before, context):
                 self._altered(each, "the effects that it builds on are not those in the log")
             if instance.effect is not None and f"completed:{record.run}" not in instance.runs:
                 self._second_run(each, record, instance.effect)
@@ -285,7 +288,7 @@ class Judge:
     def _second_run(self, each: Folding, record: StepCompleted, effect: bytes) -> None:
         self._repeated.add(record.saga_id)
         about = f"step {record.step} has completed in two runs"
-        if veiled(record.effect) == veiled(effect):
+        if says_the_same(record.effect, effect):
             self._notice("ran_twice", each.entry.offset, record.saga_id, f"{about}, with equal effects")
         else:
             text = f"{about}, and the effects differ: its handler does not hold to the idempotency key"
@@ -318,7 +321,7 @@ class Judge:
 
 
 def _is_saga_logs(record: Record) -> bool:
-    return writer_of(str(record.__struct_config__.tag), run=getattr(record, "run", "")) is Writer.SAGA_LOG
+    return writer_of(_TAGS[type(record)], run=getattr(record, "run", "")) is Writer.SAGA_LOG
 
 
 def _is_a_timer(record: Record) -> bool:

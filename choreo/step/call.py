@@ -167,7 +167,7 @@ def limit_of(timeout_s: float, left_s: float) -> tuple[float, str]:
 async def _call_waiting(waits_for: Any, steps: Steps, limit_s: float, code: str) -> tuple[Any, BaseException | None]:
     """Go on with a call that waits for something."""
     task = asyncio.current_task()
-    assert task is not None, "lanes are tasks"
+    assert task is not None, "handlers are called in tasks"
     cancellations = task.cancelling()
     try:
         async with asyncio.timeout(limit_s) as scope:

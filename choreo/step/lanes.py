@@ -199,7 +199,11 @@ class Lanes:
     def _be_ready(self, lane: Lane) -> None:
         self._ready.append(lane)
         if not self._is_taken_from:
-            self._is_taken_from = True
+            self._have_them_taken()
+
+    def _have_them_taken(self) -> None:
+        self._is_taken_from = bool(self._ready)
+        if self._ready:
             self._tasks.create_task(self._take_ready(), name=f"lanes/{self._name}", context=self._context.copy())
 
     async def _take_ready(self) -> None:
@@ -223,9 +227,7 @@ class Lanes:
                 lane.sent = begun
                 begun.acknowledgement.add_done_callback(partial(self._acknowledged, lane, begun), context=context)
                 continue
-            self._is_taken_from = False
-            if self._ready:
-                self._be_ready(self._ready.popleft())
+            self._have_them_taken()
             await self._work_on(lane, begun, context)
             return
         self._is_taken_from = False
@@ -250,13 +252,13 @@ class Lanes:
         lane.sent = None
         try:
             more = sent.acknowledged()
+            if more is None:
+                self._ended(lane)
+                return
         except BaseException as error:  # noqa: BLE001  # raised where the failures of all work are
             more = _fail(error)
-        if more is None:
-            self._ended(lane)
-        else:
-            work = self._work_on(lane, more, copy_context())
-            self._tasks.create_task(work, name=f"lanes/{self._name}", context=self._context.copy())
+        work = self._work_on(lane, more, copy_context())
+        lane.task = self._tasks.create_task(work, context=self._context.copy())
 
     def _task_of(self, lane: Lane) -> asyncio.Task[None]:
         """A task for a lane that waits for an acknowledgement without one."""

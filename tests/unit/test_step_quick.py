@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from choreo.broker.port import Appended, Headers
+from choreo.broker.port import Appended, Headers, Message
 from choreo.contract import Retries, Saga, Step
 from choreo.errors import BrokerUnavailable
 from choreo.messages.records import StepCompleted, StepFailed
 from choreo.step import Context, Options, Reject, Service
-from choreo.step.lanes import TURNS_MAX
+from choreo.step.lanes import TURNS_MAX, Lanes, Sent, Work
+from choreo.step.route import Delivery
 from tests.unit.step_world import (
+    DEADLINE_S,
     QUICK,
     World,
     completed,
@@ -183,6 +185,34 @@ async def test_a_crash_leaves_what_is_not_acknowledged_unfinished(monkeypatch: p
     acknowledgement.set_result(Appended("choreo.order", 0, 1, 0))
     await asyncio.sleep(0.02)
     assert (await world.committed() or 0) <= sent.offset
+
+
+async def test_a_drain_meets_an_answer_that_is_just_about_to_be_sent_again() -> None:
+    finished: list[Delivery] = []
+    sent_again = asyncio.Event()
+
+    class Refused(Sent):
+        def __init__(self) -> None:
+            self.acknowledgement = asyncio.get_running_loop().create_future()
+
+        def acknowledged(self) -> Work:
+            async def send_again() -> None:
+                sent_again.set()
+
+            return send_again()
+
+    refused = Refused()
+    message = Message("choreo.order", 0, 0, 0, b"s-1", b"", ())
+    async with asyncio.TaskGroup() as tasks:
+        lanes = Lanes("order[0]", tasks, lambda *_: refused, finished.append, concurrency=1)
+        lanes.add(Delivery(message, "charge_card"))
+        await asyncio.sleep(0)
+        refused.acknowledgement.set_exception(BrokerUnavailable("no acknowledgement"))
+        await asyncio.sleep(0)
+        assert not sent_again.is_set()
+        assert await lanes.drain(DEADLINE_S) == ()
+    assert sent_again.is_set()
+    assert finished == [Delivery(message, "charge_card")]
 
 
 async def test_a_handler_sees_no_context_variable_of_another_one() -> None:

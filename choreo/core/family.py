@@ -106,15 +106,15 @@ def _to_parent(contract: Saga, state: SagaState, decision: Decision, parent: Par
                 input=msgspec.Raw(_null(state)),
                 effects={},
                 effect=msgspec.Raw(result),
-                duration_ms=max(state.updated_ms - state.began_ms, 0),
             )
         case "compensated":
             return StepFailed(**about, failure=_cause(state), effect="none", run=RUN)
         case "stuck" if state.undo > state.undo_answered:
             failure = _stuck_failure(state, decision)
-            return CompensationFailed(**about, generation=state.undo, failure=failure, run=RUN)
+            return CompensationFailed(**about, generation=state.undo, failure=failure, run=_stuck_run(decision))
         case "stuck" if state.outcome is None and not state.only_forward:
-            return StepFailed(**about, failure=_stuck_failure(state, decision), effect="unknown", run=f"{RUN}-stuck")
+            failure = _stuck_failure(state, decision)
+            return StepFailed(**about, failure=failure, effect="unknown", run=_stuck_run(decision))
         case "undone" if state.pivot == "passed":
             return CompensationFailed(**about, generation=decision.generation, failure=PAST_PIVOT, run=RUN)
         case "undone":
@@ -146,6 +146,11 @@ def _cause(state: SagaState) -> Failure:
     if outcome is None or outcome.failure is None:
         return msgspec.structs.replace(CANCELLED, message=f"saga {state.saga_id} was cancelled: {state.cancel_reason}")
     return _of_step(state, outcome.step or "", outcome.failure)
+
+
+def _stuck_run(decision: Decision) -> str:
+    """A stuck saga may be freed and answer otherwise, or get stuck anew: each time under an id of its own."""
+    return f"{RUN}-stuck-{decision.step}-{decision.round}-{decision.generation}"
 
 
 def _stuck_failure(state: SagaState, decision: Decision) -> Failure:

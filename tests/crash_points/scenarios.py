@@ -77,4 +77,18 @@ def scenarios(graphs: Mapping[str, Mapping[str, tuple[str, ...]]]) -> Iterator[S
             yield Scenario(f"{name}, {step} crashes", plain, "compensated", crashes=step)
 
 
-ALL = {each.name: each for each in scenarios({**CHAINS, **FORKS})}
+def families() -> Iterator[Scenario]:
+    """A step that is a saga of one step: it completes, fails, and is undone because the step behind it fails."""
+    child = shape_of("child", {"x": ()})
+    step = Step("s", saga=child.contract)
+    alone = Shape(Saga("parent", step), {}, (child,))
+    followed = Shape(Saga("parent", step, Step("b", "undo_b", **ONCE)), {"beta": ("b",)}, (child,))
+    yield Scenario("child completes", alone)
+    yield Scenario("child, x rejects", alone, "compensated", rejects="x")
+    yield Scenario("child, x crashes", alone, "compensated", crashes="x")
+    yield Scenario("child is cancelled with its parent", alone, "compensated", cancelled_after_s=0.0)
+    yield Scenario("child-then-b completes", followed)
+    yield Scenario("child-then-b, b rejects", followed, "compensated", rejects="b")
+
+
+ALL = {each.name: each for each in (*scenarios({**CHAINS, **FORKS}), *families())}

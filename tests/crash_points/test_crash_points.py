@@ -13,7 +13,7 @@ from tests.crash_points.world import run
 from tests.mutants import runtimes
 
 
-@pytest.mark.parametrize("graph", ["fork-3", "chain-5", "fork-5"])
+@pytest.mark.parametrize("graph", ["fork-3", "chain-5", "fork-5", "child"])
 def test_a_death_before_any_effect_changes_no_saga(graph: str) -> None:
     tried = 0
     for name in [name for name in ALL if name.startswith(graph)]:
@@ -26,7 +26,7 @@ def test_a_death_before_any_effect_changes_no_saga(graph: str) -> None:
     assert tried > 60
 
 
-@pytest.mark.parametrize("name", ["chain-2, b crashes", "fork-3, c rejects"])
+@pytest.mark.parametrize("name", ["chain-2, b crashes", "fork-3, c rejects", "child, x crashes"])
 def test_a_death_at_any_await_changes_no_saga(name: str) -> None:
     search = Search(name, only_effects=False)
     for first in range(1, points_of(search) + 1):

@@ -6,7 +6,7 @@ in the services' databases. Between two such awaits a process changes nothing bu
 between is the same as one at the await before.
 
 The judge is that of the simulation. Without zombies, time-outs and repeated triggers no promise is weaker, so none of
-its allowances may have been needed.
+its allowances may have been needed; but the first step of a sub-saga may run twice (S7) after two deaths.
 """
 
 from __future__ import annotations
@@ -125,8 +125,10 @@ class _World:
         self.contract = scenario.shape.contract
         self.clock = clock
         self.reaper = reaper
-        self.tp = TopicPartition(saga_topic(self.contract.name), 0)
-        self.judge = Judge(scenario.shape, lambda _: self.tp, clock.now_ms)
+        self.contracts = [each.contract for each in scenario.shape.family]
+        self.tps = [TopicPartition(saga_topic(contract.name), 0) for contract in self.contracts]
+        # The parent's id has no slash, its children's have.
+        self.judge = Judge(scenario.shape, lambda saga_id: self.tps["/" in saga_id], clock.now_ms)
         self.log = Log(clock.now_ms, self.judge.appended, session_timeout_ms=SESSION_TIMEOUT_MS)
         self.disk = Disk()
         self.faults = Faults.none()
@@ -135,8 +137,8 @@ class _World:
         self._numbers = itertools.count()
 
     async def run(self) -> Run:
-        await ensure_saga_topics(MemoryBroker("memory://crash", self.log), [self.contract], partitions=1)
-        roles = [(service, self._serve) for service in self.scenario.shape.services]
+        await ensure_saga_topics(MemoryBroker("memory://crash", self.log), self.contracts, partitions=1)
+        roles = [(service, self._serve) for shape in self.scenario.shape.family for service in shape.services]
         tasks = [asyncio.create_task(self._keep_alive(name, make)) for name, make in [*roles, ("saga-log", self._keep)]]
         await self._be_client()
         await self._rest()
@@ -153,7 +155,9 @@ class _World:
         wrong = list(judge.violations)
         if outcome != self.scenario.outcome:
             wrong.append(f"the outcome is {outcome}, not {self.scenario.outcome}")
-        if judge.weaker or judge.contended or judge.repeated:
+        # The start of a sub-saga is said again by a saga-log that died between the logs: a trigger that is there twice.
+        excused = {"S7"} if self.scenario.shape.children else set()
+        if judge.contended or judge.weaker.keys() - excused or (judge.repeated and not excused):
             wrong.append(f"weaker promises were needed: {dict(judge.weaker)}")
         return Run(self.reaper.passed, tuple(self.reaper.deaths), outcome, tuple(wrong))
 
@@ -201,9 +205,10 @@ class _World:
 
     def _service(self, name: str, process: Process) -> Service:
         service = Service(name)
-        for step in self.scenario.shape.services[name]:
-            service.step(self.contract, step)(self._runner(process))
-            service.compensation(self.contract, step)(self._undoer(process))
+        for shape in self.scenario.shape.family:
+            for step in shape.services.get(name, ()):
+                service.step(shape.contract, step)(self._runner(process))
+                service.compensation(shape.contract, step)(self._undoer(process))
         return service
 
     def _runner(self, process: Process) -> Callable[[Context], Coroutine[Any, Any, dict[str, str]]]:
@@ -261,7 +266,7 @@ class _World:
         quiet = 0
         while quiet < 2:
             await asyncio.sleep(0.5)
-            busy = self.judge.is_quiet({self.tp: self.log.end_known(self.tp) or 0})
+            busy = self.judge.is_quiet({tp: self.log.end_known(tp) or 0 for tp in self.tps})
             quiet = 0 if busy else quiet + 1
             if busy and self.clock.monotonic() > give_up_at:
                 self.judge.violated(*busy.split(" ", 2))

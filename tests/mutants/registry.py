@@ -86,6 +86,8 @@ BUILDS = (
     Build(runtimes.time_outs_count_at_any_time, "15", 60, ("S15",)),
     Build(runtimes.timers_lost_on_restart, "15", 150, ("L1",), fast=False),
     Build(runtimes.dead_letters_dropped, "18", 10, ("S14",)),
+    Build(runtimes.undoing_is_told_before_it_is_done, "19", 60, ("S3",)),
+    Build(runtimes.completed_children_stay, "19", 60, ("L1", "S3")),
     Build(runtimes.store_leads_the_log, "S12", 40, ("S12", "S8", "S1", "L1")),
     Build(runtimes.save_without_comparing, "S12", 100, ("S12", "S8", "S1", "L1"), fast=False),
     Build(runtimes.cache_forgets_what_is_stored, "S12", 60, ("S12", "S8", "S1", "L1", "L2")),

@@ -15,9 +15,10 @@ from choreo import ids
 from choreo.broker.memory import MemoryLog
 from choreo.broker.offsets import OffsetTracker
 from choreo.broker.port import Appended, Committed
-from choreo.core import SagaState, evolve
+from choreo.core import Decision, SagaState, evolve
 from choreo.errors import BrokerUnavailable, Undecodable
 from choreo.messages.codec import decode
+from choreo.messages.family import UndoRequested
 from choreo.messages.records import Compensate, StepCompensated, StepCompleted
 from choreo.saga_log.dead_letter import DeadLetters
 from choreo.saga_log.outbound import Outbound
@@ -285,3 +286,23 @@ class _Hasty:
 
     async def sleep(self, _seconds: float) -> None:
         raise _GaveUp
+
+
+def completed_children_stay() -> Any:
+    """A sub-saga that has completed says it is undone, and leaves what it has done (rule 19)."""
+    is_compensated = property(lambda state: state.outcome is not None and state.outcome.kind == "compensated")
+    return patch.object(SagaState, "is_unwanted", is_compensated)
+
+
+def undoing_is_told_before_it_is_done() -> Any:
+    """A sub-saga answers that it is undone as soon as it is asked (rule 19)."""
+    undo_requested = evolve.OF_SAGA[UndoRequested]
+
+    def hasty(contract: Any, state: SagaState, entry: Any, record: UndoRequested) -> Any:
+        note = undo_requested(contract, state, entry, record)
+        if note is None and state.started:
+            state.undo_answered = record.generation
+            evolve.owe(state, Decision("undone", generation=record.generation))
+        return note
+
+    return patch.dict(evolve.OF_SAGA, {UndoRequested: hasty})

@@ -38,6 +38,7 @@ class Effects:
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
         self._of_saga: dict[str, list[str]] = {}
+        self._upon: dict[str, list[str]] = {}  # also effects of a parent upon those of its sub-saga
 
     def make(self, key: str, builds_on: Iterable[str]) -> bool:
         """Make an effect; the same again changes nothing. Returns whether it is new.
@@ -61,7 +62,7 @@ class Effects:
             return False, []
         if row.state == "standing":
             self.rows[key] = row._replace(state="undone")
-            return True, [other for other in self.standing(row.saga_id) if key in self.rows[other].builds_on]
+            return True, [other for other in self._upon.get(key, ()) if self.rows[other].state == "standing"]
         return row.state == "undone", []
 
     def standing(self, saga_id: str) -> list[str]:
@@ -71,6 +72,8 @@ class Effects:
     def _put(self, key: str, row: Row) -> None:
         self.rows[key] = row
         self._of_saga.setdefault(row.saga_id, []).append(key)
+        for below in row.builds_on:
+            self._upon.setdefault(below, []).append(key)
 
 
 def row_of(key: str, state: State, builds_on: frozenset[str] = frozenset()) -> Row:

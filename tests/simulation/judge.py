@@ -32,11 +32,13 @@ from choreo import ids
 from choreo.broker.offsets import OffsetTracker
 from choreo.broker.port import Committed, Message, TopicPartition
 from choreo.broker.topics import dead_letter_topic, saga_topic
+from choreo.contract import Saga
 from choreo.core import Entry, Phase, SagaState, fold, refuse
 from choreo.core.fold import Folded
 from choreo.core.state import Note, Outcome
 from choreo.core.survey import Survey
 from choreo.messages.records import (
+    AnyRecord,
     CancelStep,
     Compensate,
     CompensationFailed,
@@ -113,7 +115,12 @@ class Judge:
     ) -> None:
         self.shape = shape
         self.place_of = place_of
-        self.topic = saga_topic(shape.contract.name)
+        self._contracts = {saga_topic(each.contract.name): each.contract for each in shape.family}
+        self._of_dead_letters = {dead_letter_topic(each.contract.name) for each in shape.family}
+        self._compensated = {
+            step.name: step.compensation is not None for each in shape.family for step in each.contract.steps
+        }
+        self._children: dict[str, dict[str, None]] = defaultdict(dict)
         self.effects = Effects()
         self.violations: list[str] = []
         self.states: dict[str, SagaState] = {}
@@ -127,7 +134,12 @@ class Judge:
         self.digest = sha256()
         self.records = 0
         self.is_strict = False
-        self._steps_of = {f"choreo.{service}": frozenset(steps) for service, steps in shape.services.items()}
+        self._steps_of: dict[str, frozenset[str]] = {}
+        self.topics_of = {"choreo.saga-log": frozenset(self._contracts)}
+        for each in shape.family:
+            for service, steps in each.services.items():
+                self._steps_of[f"choreo.{service}"] = frozenset(steps)
+                self.topics_of[f"choreo.{service}"] = frozenset({saga_topic(each.contract.name)})
         self._now_ms = now_ms
         self._say = say
         self._by_hand: set[str] = set()
@@ -141,8 +153,8 @@ class Judge:
         self._runs: dict[Work, set[str]] = defaultdict(set)
         self._active: Counter[tuple[str, str, str]] = Counter()
         self._committed: dict[tuple[str, TopicPartition], int] = {}
-        self._unreadable: set[tuple[int, int]] = set()
-        self._buried: set[tuple[int, int]] = set()
+        self._unreadable: set[tuple[str, int, int]] = set()
+        self._buried: set[tuple[str, int, int]] = set()
 
     # What happens
 
@@ -150,19 +162,20 @@ class Judge:
         """A record is in the log. ``sender`` is none where somebody else than a service or a saga-log has sent it."""
         self.records += 1
         self._note(_encode(message))
-        if message.topic == dead_letter_topic(self.shape.contract.name):
+        if message.topic in self._of_dead_letters:
             if message.header("choreo_error_source") == SOURCE.encode():
                 at = [int(message.header(f"choreo_original_{what}") or b"-1") for what in ("partition", "offset")]
-                self._buried.add((at[0], at[1]))
+                self._buried.add((message.topic, at[0], at[1]))
             return
-        if message.topic != self.topic:
+        contract = self._contracts.get(message.topic)
+        if contract is None:
             return
-        entry = read_entry(message, self.shape.contract.name)
+        entry = read_entry(message, contract.name)
         if isinstance(entry, Refused):
             if self._say:
                 self._say(f"{message.tp}@{message.offset} unreadable: {entry.message}")
             self._work[message.tp].append(())
-            self._unreadable.add((message.partition, message.offset))
+            self._unreadable.add((dead_letter_topic(contract.name), message.partition, message.offset))
             state = self.states.get((message.key or b"").decode("utf-8", "replace"))
             if state is not None:
                 self.states[state.saga_id] = refuse(state, message.offset, message.timestamp_ms)
@@ -264,9 +277,9 @@ class Judge:
         for saga_id, state in self.states.items():
             if state.started and not state.is_settled and state.phase is not Phase.STUCK:
                 return f"L1 saga {saga_id} is {state.phase.value}; owed {state.owed}"
-        for group in (*self._steps_of, "choreo.saga-log"):
+        for group, topics in self.topics_of.items():
             for tp, end in ends.items():
-                if end > self._committed.get((group, tp), 0):
+                if tp.topic in topics and end > self._committed.get((group, tp), 0):
                     return f"L2 {group} has committed {self._committed.get((group, tp), 0)} of {end} in {tp}"
         return None
 
@@ -280,7 +293,7 @@ class Judge:
             if row.state == "standing" and row.saga_id not in self.states:
                 self._violated("S3", row.saga_id, f"{key} stands and has no saga")
         for at in sorted(self._unreadable - self._buried):
-            self._violated("S14", f"{at[0]}@{at[1]}", "is unreadable and not in the dead letters")
+            self._violated("S14", f"{at[0]} of {at[1]}@{at[2]}", "is unreadable and not in the dead letters")
 
     def compare(self, whose: str, found: Mapping[str, SagaState], *, whole: Collection[str] = ()) -> None:
         """S12: states that somebody has, against the fold of the log. None of ``whole`` may be missing."""
@@ -305,6 +318,14 @@ class Judge:
             if instance.stuck
         ]
 
+    def waits_for_stuck_child(self, saga_id: str, step: str) -> bool:
+        """Whether the step is a sub-saga that is stuck itself: then that is where an operator helps."""
+        children = [self.states.get(child_id) for child_id in self._children.get(saga_id, ())]
+        return any(
+            child is not None and child.parent is not None and child.parent.step == step and child.saga_id in self.stuck
+            for child in children
+        )
+
     def told(self, saga_id: str, start: str, kind: str) -> None:
         """A client was told an outcome."""
         state = self.states.get(saga_id)
@@ -319,20 +340,19 @@ class Judge:
     # Inside
 
     def _record(self, message: Message, entry: Entry, sender: Process | None) -> None:
-        record, saga_id = entry.record, entry.record.saga_id
+        record, saga_id, contract = entry.record, entry.record.saga_id, self._contracts[message.topic]
         if self._type_pauses[message.tp].see(entry):
             self._of_type(message.tp, entry)
             return
         state = self.states.get(saga_id) or SagaState(saga_id)
         if (pause := self._type_pauses[message.tp].before(state, record)) is not None:
-            state = fold(self.shape.contract, state, pause).state
-        self._work[message.tp].append(self._begun(entry, state))
-        folded = fold(self.shape.contract, state, entry)
+            state = fold(contract, state, pause).state
+        self._work[message.tp].append(self._begun(message.tp, entry, state))
+        folded = fold(contract, state, entry)
         self.states[saga_id] = folded.state
         if self._say:
             self._say(f"{message.tp}@{message.offset} {_short(entry)}{f' ({folded.note})' if folded.note else ''}")
-        if isinstance(record, ANSWERS) and record.run:
-            self._answer(message, record, sender, asked=_was_asked(record, folded.state))
+        self._judge_word(message, contract, record, sender, folded.state)
         if isinstance(record, StepCompleted) and not record.is_late(entry.at_ms):
             place = (record.step, state.fold_round(record.start, record.round) or 0)
             if state.instance(place).settling:
@@ -341,7 +361,7 @@ class Judge:
             self._undo_by_hand(record, state)
         self._judge_pause(entry, state, folded)
         self._judge_record(message, entry, folded.note)
-        self._judge_timer(entry, state, folded.note)
+        self._judge_timer(contract, entry, state, folded.note)
         if folded.state.failing and any(decision.kind == "execute" for decision in folded.owed):
             self._violated("S6", saga_id, f"{_short(entry)} makes a failing saga go on: {folded.owed}")
         self._judge_outcome(saga_id, state.outcome, folded.state)
@@ -350,13 +370,26 @@ class Judge:
         else:
             self.stuck.pop(saga_id, None)
 
-    def _begun(self, entry: Entry, state: SagaState) -> tuple[Work, ...]:
+    def _judge_word(
+        self, message: Message, contract: Saga, record: AnyRecord, sender: Process | None, state: SagaState
+    ) -> None:
+        """What somebody else than the saga-log of this saga says."""
+        if isinstance(record, SagaStarted) and record.parent is not None:
+            self._judge_birth(record)
+        elif isinstance(record, ANSWERS) and contract[record.step].child is not None:
+            self._judge_childs_word(contract, record)
+        elif isinstance(record, ANSWERS) and record.run:
+            self._answer(message, record, sender, asked=_was_asked(record, state))
+
+    def _begun(self, tp: TopicPartition, entry: Entry, state: SagaState) -> tuple[Work, ...]:
         """What the record asks of services that know of all pauses."""
-        works = self._asked(entry)
+        works = self._asked(self._contracts[tp.topic], entry)
         self._triggers.update(works)
         if self._held.intersection(works):  # it has left no trace at its service, so a repeated event may run it
             self.repeated.add(state.saga_id)
-        if not (state.is_paused and isinstance(entry.record, SagaStarted | StepCompleted)):
+        # A saga that is over is not paused with its type; but services do not know that a second start is refused.
+        is_held = state.is_paused or (state.outcome is not None and self._type_pauses[tp].stored != "")
+        if not (is_held and isinstance(entry.record, SagaStarted | StepCompleted)):
             return works
         self._held.update(works)
         self.paused["held"] += len(works)
@@ -376,7 +409,7 @@ class Judge:
         if self._say:
             self._say(f"{tp}@{entry.offset} {type(entry.record).__name__}")
         for state in concerned([state for state in self.states.values() if self.place_of(state.saga_id) == tp]):
-            folded = fold(self.shape.contract, state, entry)
+            folded = fold(self._contracts[tp.topic], state, entry)
             self.states[state.saga_id] = folded.state
             self._judge_outcome(state.saga_id, state.outcome, folded.state)
 
@@ -395,9 +428,9 @@ class Judge:
             if before != content:
                 self._violated("S9", saga_id, f"{record_id.decode()} says {content!r}, before {before!r}")
 
-    def _judge_timer(self, entry: Entry, before: SagaState, note: Note | None) -> None:
+    def _judge_timer(self, contract: Saga, entry: Entry, before: SagaState, note: Note | None) -> None:
         """What time alone brings about counts only when the log's clock is past its due."""
-        record, contract = entry.record, self.shape.contract
+        record = entry.record
         if note is not None or not isinstance(record, StepFailed | CompensationFailed | RoundStarted):
             return
         earliest_ms = -1
@@ -448,8 +481,8 @@ class Judge:
                 "S8", record.saga_id, f"{type(record).__name__} of {work} tells of run {record.run}: no such run"
             )
 
-    def _asked(self, entry: Entry) -> tuple[Work, ...]:
-        record, contract = entry.record, self.shape.contract
+    def _asked(self, contract: Saga, entry: Entry) -> tuple[Work, ...]:
+        record = entry.record
         match record:
             case SagaStarted() if record.is_scheduled:
                 return ()
@@ -466,17 +499,17 @@ class Judge:
 
     def _judge_effects(self, saga_id: str, state: SagaState, *, at_outcome: bool) -> None:
         assert state.outcome is not None, "only what has ended is judged"
-        wanted: dict[str, str] = {}
-        if state.outcome.kind == "completed":
-            for step, saga_round in state.standing.items():
-                if state.instances[step, saga_round].offer != "taken":
-                    wanted[ids.idempotency_key(saga_id, state.start, step, saga_round)] = step
-        name = "S2" if state.outcome.kind == "completed" else "S3"
+        if at_outcome and state.undo and state.outcome.kind == "completed":
+            return  # what its parent wants undone is on its way
+        stands = state.outcome.kind == "completed" and not state.is_unwanted
+        wanted = self._wanted(state) if stands else frozenset()
+        name = "S2" if stands else "S3"
         blame = self._weaker_if_needed if at_outcome else self._violated
         when = "at the outcome" if at_outcome else "at the end"
-        for key in wanted:
+        for key in sorted(wanted):
             if not self._stands(key) and saga_id not in self._by_hand:
                 blame(name, saga_id, f"{state.outcome.kind}, but {key} is {self.effects.rows.get(key)} {when}")
+        self._judge_children(state, stands=stands, at_outcome=at_outcome)
         for key in self.effects.standing(saga_id):
             row = self.effects.rows[key]
             if key in wanted or not self._can_be_undone(key):
@@ -484,6 +517,73 @@ class Judge:
             if at_outcome and row.start != state.start:
                 continue  # a refused start's chain is undone beside the saga
             blame(name, saga_id, f"{state.outcome.kind}, but {key} stands {when}")
+
+    def _wanted(self, state: SagaState) -> frozenset[str]:
+        """The keys of the effects that stand while the saga does."""
+        contract = self._contracts[self.place_of(state.saga_id).topic]
+        return frozenset(
+            ids.idempotency_key(state.saga_id, state.start, step, saga_round)
+            for step, saga_round in state.standing.items()
+            if state.instances[step, saga_round].offer != "taken" and contract[step].child is None
+        )
+
+    # Between a saga and those that its steps are
+
+    def _judge_birth(self, record: SagaStarted) -> None:
+        """A sub-saga begins once for a step and round, and only when the parent has come to it."""
+        assert record.parent is not None, "only those are asked about"
+        parent = self.states.get(record.parent.saga_id) or SagaState(record.parent.saga_id)
+        place = (record.parent.step, parent.fold_round(record.parent.start, record.parent.round) or 0)
+        self._children[parent.saga_id][record.saga_id] = None
+        owed = any(each.kind == "execute" and (each.step, each.round) == place for each in parent.owed)
+        if not owed and not parent.instance(place).triggered:
+            self._violated("S8", record.saga_id, "begins though its parent's step does not")
+        if (begun := self.states.get(record.saga_id)) is not None and begun.start not in ("", record.start):
+            self._violated("S9", record.saga_id, f"begins as {record.start}, before as {begun.start}")
+
+    def _judge_childs_word(
+        self, contract: Saga, record: StepCompleted | StepFailed | StepCompensated | CompensationFailed
+    ) -> None:
+        """What a parent is told of a sub-saga is what that one's own log says or implies."""
+        if not record.run:
+            return  # the parent has not waited any longer
+        child_id = ids.child_id(contract.name, record.saga_id, record.step, record.round)
+        child = self.states.get(child_id) or SagaState(child_id)
+        kind = child.outcome.kind if child.outcome else ""
+        owed = {each.kind for each in child.owed}
+        match record:
+            case StepCompleted():
+                true = kind == "completed" or "complete" in owed
+            case StepFailed(effect="none"):
+                true = kind == "compensated" or "compensated" in owed
+            case StepCompensated():
+                true = child.undo >= record.generation and (
+                    child.undo_answered >= record.generation or "undone" in owed
+                )
+            case _:
+                true = True  # it is stuck, or was: its failure is looked at where it happens
+        if not true:
+            self._violated("S8", record.saga_id, f"{type(record).__name__} of {record.step}, but {child_id} is {child}")
+
+    def _judge_children(self, state: SagaState, *, stands: bool, at_outcome: bool) -> None:
+        """What a sub-saga has done stands exactly as long as its parent's step does."""
+        contract = self._contracts[self.place_of(state.saga_id).topic]
+        standing = {
+            ids.child_id(contract.name, state.saga_id, step, saga_round)
+            for step, saga_round in (state.standing if stands else {}).items()
+            if contract[step].child is not None
+        }
+        blame = self._weaker_if_needed if at_outcome else self._violated
+        for child_id in [*self._children[state.saga_id], *sorted(standing - self._children[state.saga_id].keys())]:
+            child = self.states.get(child_id) or SagaState(child_id)
+            if child_id in self._by_hand:
+                continue
+            if child_id in standing:
+                missing = [key for key in sorted(self._wanted(child)) if not self._stands(key)]
+                if missing or not child.standing or (not at_outcome and child.phase is not Phase.COMPLETED):
+                    blame("S2", child_id, f"its parent has completed, but it is {child.phase.value}, without {missing}")
+            elif left := [key for key in self.effects.standing(child_id) if self._can_be_undone(key)]:
+                blame("S3", child_id, f"its parent's step does not stand, but {', '.join(left)} do")
 
     def _undo_by_hand(self, record: OperatorActed, before: SagaState) -> None:
         """What an operator says to have undone is undone."""
@@ -494,6 +594,9 @@ class Judge:
             keys = [Work(record.saga_id, start, step, saga_round).key for step, start, saga_round in places]
             if before.only_forward:  # what is left is taken as done, whatever a failed run may have made of it
                 keys = [key for key in self.effects.standing(record.saga_id) if not self._is_in(before, key)]
+            for child_id in self._children[record.saga_id]:  # what is resolved has been undone with all that it is
+                self._by_hand.add(child_id)
+                keys += self.effects.standing(child_id)
         else:
             return
         self._by_hand.add(record.saga_id)
@@ -506,7 +609,7 @@ class Judge:
         return row.start == state.start and state.standing.get(row.step) == row.round
 
     def _can_be_undone(self, key: str) -> bool:
-        return self.shape.contract[row_of(key, "standing").step].compensation is not None
+        return self._compensated[row_of(key, "standing").step]
 
     def _stands(self, key: str) -> bool:
         row: Row | None = self.effects.rows.get(key)
@@ -521,7 +624,8 @@ class Judge:
         self.digest.update(what)
 
     def _weaker_if_needed(self, what: str, saga_id: str, how: str) -> None:
-        if not self.is_strict and (saga_id in self.contended or saga_id in self.repeated):
+        family = {saga_id, *([] if (state := self.states.get(saga_id)) is None else _parents(state))}
+        if not self.is_strict and family & (self.contended | self.repeated):
             self.weaker[what] += 1
         else:
             self._violated(what, saga_id, how)
@@ -530,6 +634,10 @@ class Judge:
         if self._say:
             self._say(f"VIOLATION {what} {about}: {how}")
         self.violations.append(f"{what} {about}: {how}")
+
+
+def _parents(state: SagaState) -> tuple[str, ...]:
+    return () if state.parent is None else (state.parent.saga_id,)
 
 
 def _was_asked(record: StepCompleted | StepFailed | StepCompensated | CompensationFailed, state: SagaState) -> bool:

@@ -33,6 +33,7 @@ class Totals:
         self.weaker: Counter[str] = Counter()
         self.cancelled: Counter[str] = Counter()
         self.paused: Counter[str] = Counter()
+        self.children: Counter[str] = Counter()
         self.failing: dict[int, list[str]] = {}
         self._digest = sha256()
 
@@ -54,6 +55,7 @@ class Totals:
         self.weaker += result.weaker
         self.cancelled += result.cancelled
         self.paused += result.paused
+        self.children += result.children
         self._digest.update(result.digest.encode())
         if result.violations:
             self.failing[result.seed] = result.violations
@@ -67,6 +69,7 @@ class Totals:
         counts, sagas = self.counts, self.counts["sagas"]
         lines = [
             f"{sagas} sagas: {_listed(self.outcomes)}; {counts['records']} records",
+            f"sub-sagas beside them: {_listed(self.children)}",
             f"{counts['virtual_s'] / 3600:.1f} h of virtual time in {took_s:.0f} s ({sagas / took_s:.0f} sagas/s)",
             f"faults fired: {sum(self.fired.values())}; of each kind, and in how many runs:",
             *(f"  {kind:26} {self.fired[kind]:10} {self.fired_in[kind]:8}" for kind in KINDS),
@@ -95,6 +98,7 @@ class Totals:
             "took_s": round(took_s, 1),
             "counts": dict(sorted(self.counts.items())),
             "outcomes": dict(sorted(self.outcomes.items())),
+            "children": dict(sorted(self.children.items())),
             "faults": {kind: {"fired": self.fired[kind], "runs": self.fired_in[kind]} for kind in KINDS},
             "never_fired": self.never_fired,
             "cancelled": dict(sorted(self.cancelled.items())),

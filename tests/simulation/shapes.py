@@ -70,11 +70,35 @@ APPROVED = Saga(
 )
 
 
+TRIP = Saga(
+    "trip",
+    Step("hotel", compensation="cancel_hotel", **STEP),
+    Step("flight", compensation="cancel_flight", deadline="20s", **STEP),
+    Step("rail", compensation="cancel_rail", after="hotel", **STEP),
+    **{**TIMES, "deadline": "60s"},
+)
+
+TOUR = Saga(
+    "tour",
+    Step("quote", compensation="withdraw", **STEP),
+    Step("travel", saga=TRIP, input={"number": when.input("number")}, deadline="45s", compensation_deadline="60s"),
+    Step("insure", compensation="cancel_insurance", after="quote", deadline="30s", **STEP),
+    Step("confirm", compensation="retract", after=("travel", "insure"), **STEP),
+    on_sibling_failure="cancel",
+    **TIMES,
+)
+
+
 class Shape(NamedTuple):
-    """A contract, and service → the steps it runs."""
+    """A contract, service → the steps it runs, and the sagas that steps of it are. No two steps have one name."""
 
     contract: Saga
     services: dict[str, tuple[str, ...]]
+    children: tuple[Shape, ...] = ()
+
+    @property
+    def family(self) -> tuple[Shape, ...]:
+        return (self, *self.children)
 
 
 SHAPES = (
@@ -90,6 +114,11 @@ SHAPES = (
         },
     ),
     Shape(APPROVED, {"office": ("screen", "release", "bill"), "warehouse": ("wrap", "pack", "ship")}),
+    Shape(
+        TOUR,
+        {"agency": ("quote", "confirm"), "insurer": ("insure",)},
+        (Shape(TRIP, {"lodging": ("hotel",), "carrier": ("flight", "rail")}),),
+    ),
 )
 
 SYNC_STEPS = frozenset({"third", "note", "notify_customer"})

@@ -28,18 +28,30 @@ def cancelled() -> Counter[str]:
     return Counter()
 
 
+@pytest.fixture(scope="module")
+def children() -> Counter[str]:
+    return Counter()
+
+
 @pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
-def test_every_promise_is_kept_whatever_goes_wrong(first: int, fired: Counter[str], cancelled: Counter[str]) -> None:
+def test_every_promise_is_kept_whatever_goes_wrong(
+    first: int, fired: Counter[str], cancelled: Counter[str], children: Counter[str]
+) -> None:
     for seed in range(first, first + AT_ONCE):
         result = simulate(seed, sagas=SAGAS)
         assert not result.violations, failure(result, SAGAS)
         assert result.sagas == SAGAS
         fired.update(result.fired)
         cancelled.update(result.cancelled)
+        children.update(result.children)
 
 
 def test_steps_were_cancelled_in_their_middle(cancelled: Counter[str]) -> None:
     assert not cancelled or cancelled["unknown"] > 10
+
+
+def test_steps_that_are_sagas_were_completed_and_undone(children: Counter[str]) -> None:
+    assert not children or min(children["completed"], children["compensated"]) > 50
 
 
 def test_every_kind_of_fault_has_happened(fired: Counter[str]) -> None:

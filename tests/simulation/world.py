@@ -27,6 +27,7 @@ from choreo.broker.registry import ensure_saga_topics
 from choreo.broker.topics import saga_topic
 from choreo.client import Client
 from choreo.client.client import Act
+from choreo.contract import Saga
 from choreo.errors import BrokerError, NotStuck, SagaFailed, SagaNotFound, StartRefused, StoreError, WaitTimeout
 from choreo.ids import input_hash
 from choreo.messages.codec import encode_user_value
@@ -43,7 +44,7 @@ from tests.simulation.handlers import bind
 from tests.simulation.inboxes import InsideHandlers, add_faults, open_inbox
 from tests.simulation.judge import Judge
 from tests.simulation.process import Disk, FaultyBroker, FaultyStore, Log, Process, ProcessClock
-from tests.simulation.shapes import SHAPES
+from tests.simulation.shapes import SHAPES, Shape
 from tests.simulation.unmeasured import UNMEASURED
 
 QUIET_WITHIN_S = 900.0
@@ -65,6 +66,7 @@ class Result:
         given_up: sagas in which a step completed in time after the saga-log had given it up.
         weaker: how often that was needed, by invariant.
         paused: as the judge's.
+        children: sub-sagas by how they ended; ``sagas`` and ``outcomes`` are without them.
         cancelled: how often a step was, because its saga had turned back, by what is known of its effect.
     """
 
@@ -83,6 +85,7 @@ class Result:
     inbox: bool = False
     cancelled: Counter[str] = field(default_factory=Counter)
     paused: Counter[str] = field(default_factory=Counter)
+    children: Counter[str] = field(default_factory=Counter)
 
 
 class _Keeper(NamedTuple):
@@ -142,8 +145,9 @@ class World:
         self._told = say
         self.shape = self.random.choice(SHAPES)
         self._partitions = self.random.randint(1, 3)
-        topic = saga_topic(self.shape.contract.name)
-        self._tps = [TopicPartition(topic, number) for number in range(self._partitions)]
+        self._contracts = {saga_topic(each.contract.name): each.contract for each in self.shape.family}
+        self._topics = list(self._contracts)
+        self._tps = [TopicPartition(topic, number) for topic in self._topics for number in range(self._partitions)]
         self.judge = Judge(self.shape, self.place_of, clock.now_ms, say and self.say)
         self.log = Log(clock.now_ms, self.judge.appended, session_timeout_ms=SESSION_TIMEOUT_MS)
         self.log.fetch_s = self.random.choice((0.0, 0.01, 0.02, 0.05))
@@ -168,11 +172,21 @@ class World:
             self._told(f"{self.clock.monotonic() - self._began:9.3f} {what}")
 
     def place_of(self, saga_id: str) -> TopicPartition:
-        return self._tps[partition_of_key(saga_id, self._partitions)]
+        parent, _, inside = saga_id.partition("/")
+        topic = self._topics[0]
+        if parent == self.shape.contract.name and inside:
+            step = inside.rsplit("/", 2)[1]
+            child = self.shape.contract[step].child
+            assert child is not None, "only sagas of such steps have such ids"
+            topic = saga_topic(child.saga)
+        return TopicPartition(topic, partition_of_key(saga_id, self._partitions))
+
+    def _contract_of(self, saga_id: str) -> Saga:
+        return self._contracts[self.place_of(saga_id).topic]
 
     async def run(self) -> Result:
         await ensure_saga_topics(
-            MemoryBroker("memory://simulation", self.log), [self.shape.contract], partitions=self._partitions
+            MemoryBroker("memory://simulation", self.log), [*self._contracts.values()], partitions=self._partitions
         )
         keepers = [asyncio.create_task(self._keep_alive(name)) for name in self._roles]
         accidents = [asyncio.create_task(self._happen(kind)) for kind in PER_SECOND if kind in self.faults.rates]
@@ -198,9 +212,10 @@ class World:
 
     def _cast(self) -> None:
         """Give out the roles: replicas of each service, one or two saga-logs with their disks."""
-        for service in self.shape.services:
-            for number in range(self.random.choice((1, 1, 2, 2, 3))):
-                self._roles[f"{service}-{number}"] = self._serve(service)
+        for shape in self.shape.family:
+            for service in shape.services:
+                for number in range(self.random.choice((1, 1, 2, 2, 3))):
+                    self._roles[f"{service}-{number}"] = self._serve(shape, service)
         shared = Disk()
         is_shared = self.random.random() < 0.5
         for number in range(self.random.choice((1, 2))):
@@ -209,23 +224,23 @@ class World:
     def _draw_inside(self, random: Random) -> None:
         """Which steps work in the transactions of their services' inboxes: mostly all."""
         add_faults(self.faults, self._seed)
-        steps = [step.name for step in self.shape.contract.steps]
+        steps = [step.name for contract in self._contracts.values() for step in contract.steps if step.child is None]
         self._inside = frozenset(steps if random.random() < 0.7 else random.sample(steps, len(steps) // 2))
         self.judge.is_strict = len(self._inside) == len(steps)
 
-    def _service(self, name: str, process: Process) -> Service:
+    def _service(self, shape: Shape, name: str, process: Process) -> Service:
         """A service for one life of a process."""
         inbox = None if self._inboxes is None else open_inbox(self._inboxes, name, process)
         handlers = InsideHandlers(process, self.judge)
         return bind(
             Service(name, inbox=inbox),
-            self.shape,
+            shape,
             process,
             self.judge,
             lambda step: handlers if step in self._inside else None,
         )
 
-    def _serve(self, service: str) -> Callable[[Process], Coroutine[Any, Any, None]]:
+    def _serve(self, shape: Shape, service: str) -> Callable[[Process], Coroutine[Any, Any, None]]:
         options = Options(
             concurrency=self.random.choice((1, 4, 64)),
             unfinished_max=self.random.choice((2, 10, 1_000)),
@@ -238,7 +253,7 @@ class World:
 
         async def run(process: Process) -> None:
             runtime = StepRuntime(
-                self._service(service, process),
+                self._service(shape, service, process),
                 FaultyBroker(self.log, process, self.judge.committed),
                 clock=ProcessClock(process),
                 random=Random(f"{self._seed}/{process.name}"),
@@ -329,7 +344,7 @@ class World:
         """What is paused by an old record that came once more, nobody would resume."""
         contract, states = self.shape.contract, list(self.judge.states.values())
         for saga_id in [state.saga_id for state in states if state.pause is not None]:
-            await self._insist(client.resume, contract, saga_id, operator="op", reason="the end")
+            await self._insist(client.resume, self._contract_of(saga_id), saga_id, operator="op", reason="the end")
         if self._pauses is not None and not self._is_resumed:
             self._is_resumed = True
             await self._insist(client.resume, contract, None, operator="op", reason="the end")
@@ -404,14 +419,16 @@ class World:
                     await self._act(client, saga_id, step, random)
 
     async def _act(self, client: Client, saga_id: str, step: str, random: Random) -> None:
-        if saga_id in self._left_stuck:
+        if saga_id in self._left_stuck or self.judge.waits_for_stuck_child(saga_id, step):
             return
         if self.faults.happens("left_stuck"):
             self._left_stuck.add(saga_id)
             return
         act: Act = random.choice(("retry", "retry", "retry", "skip", "resolve")) if self.faults.active else "retry"
+        if self._contract_of(saga_id)[step].child is not None:
+            act = "retry"  # what is left of a sub-saga is undone there
         try:
-            await client.act(self.shape.contract, saga_id, act, step, operator="op", reason="simulated")
+            await client.act(self._contract_of(saga_id), saga_id, act, step, operator="op", reason="simulated")
         except (BrokerError, NotStuck, SagaNotFound):
             return
 
@@ -459,7 +476,7 @@ class World:
     async def _rebalance_storm(self) -> bool:
         """Members join the group of a service or of the saga-log, take partitions, do nothing, and leave or die."""
         random = self.faults.random
-        group = random.choice([f"choreo.{service}" for service in self.shape.services] + ["choreo.saga-log"])
+        group, topics = random.choice(list(self.judge.topics_of.items()))
 
         async def nothing(_tps: object) -> None:
             return None
@@ -467,7 +484,7 @@ class World:
         async def idle() -> None:
             broker = MemoryBroker("memory://simulation", self.log)
             ends_at = self.clock.monotonic() + self.faults.seconds(0.1, STORM_S)
-            consumer = await broker.consumer(group, {self._tps[0].topic}, on_assigned=nothing, on_revoked=nothing)
+            consumer = await broker.consumer(group, topics, on_assigned=nothing, on_revoked=nothing)
             while self.faults.active and self.clock.monotonic() < ends_at:
                 await consumer.poll(timeout_s=0.3)
                 consumer.pause(consumer.assignment())
@@ -525,11 +542,14 @@ class World:
         if random.random() < 0.3 or not self.log.messages:
             headers = (("ce_type", random.randbytes(8)),) if random.random() < 0.5 else ()
             self.log.append(
-                self._tps[0].topic, f"noise-{next(self._names)}", random.randbytes(random.randint(0, 60)), headers
+                random.choice(self._topics),
+                f"noise-{next(self._names)}",
+                random.randbytes(random.randint(0, 60)),
+                headers,
             )
             return True
         original = random.choice(self.log.messages)
-        if original.topic != self._tps[0].topic or original.key is None:
+        if original.topic not in self._contracts or original.key is None:
             return False
         value = original.value[: random.randrange(len(original.value) or 1)]
         self.log.append(original.topic, original.key.decode(), value, original.headers)
@@ -537,7 +557,7 @@ class World:
 
     async def _old_record_again(self) -> bool:
         original = self.faults.random.choice(self.log.messages)
-        if original.topic != self._tps[0].topic or original.key is None:
+        if original.topic not in self._contracts or original.key is None:
             return False
         self.log.append(original.topic, original.key.decode(), original.value, original.headers)
         return True
@@ -597,7 +617,8 @@ class World:
                 if disk.replaced != replaced:
                     continue  # another instance came with a disk that is new: that is noticed with the next record
                 log_says = {saga_id for saga_id in self.judge.states if self.place_of(saga_id) == tp}
-                rows = [row for row in disk.store._rows.values() if row.partition == tp.partition]
+                of_tp = (self._contracts[tp.topic].name, tp.partition)
+                rows = [row for row in disk.store._rows.values() if (row.saga, row.partition) == of_tp]
                 found = {row.saga_id: state_of(row.blob) for row in rows}
                 self.judge.compare(f"the store of {name}", found, whole=log_says)
 
@@ -607,11 +628,11 @@ class World:
         return Result(
             self._seed,
             judge.digest.hexdigest()[:16],
-            sum(state.started for state in judge.states.values()),
+            sum(state.started and state.parent is None for state in judge.states.values()),
             judge.records,
             self.clock.monotonic() - self._began,
             judge.violations,
-            Counter(state.phase.value for state in judge.states.values() if state.started),
+            Counter(state.phase.value for state in judge.states.values() if state.started and state.parent is None),
             +self.faults.fired,
             len(judge.contended),
             len(judge.repeated - judge.contended),
@@ -620,4 +641,5 @@ class World:
             self._inboxes is not None,
             judge.cancelled,
             judge.paused,
+            Counter(state.phase.value for state in judge.states.values() if state.started and state.parent is not None),
         )

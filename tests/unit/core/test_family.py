@@ -10,9 +10,10 @@ from unittest import mock
 import pytest
 
 from choreo.contract.saga import Saga
-from choreo.core import evolve, said_elsewhere
+from choreo.core import Decision, evolve, said_elsewhere
 from choreo.core.state import SagaState
-from choreo.messages.family import UndoRequested
+from choreo.messages.family import Parent, UndoRequested
+from choreo.messages.headers import JSON, make_headers
 from tests.unit.core.family import BESIDE, CHILD, PARENT, PAST_PIVOT, PIVOTED, Budget, explore
 
 FAMILY, SIBLINGS, WITH_PIVOT = (PARENT, CHILD), (BESIDE, CHILD), (PAST_PIVOT, PIVOTED)
@@ -96,3 +97,31 @@ def test_no_part_of_it_can_be_left_out(
         seen = explore(*FAMILY, budget, elsewhere_first=elsewhere_first)
     assert seen.wrong, f"nothing goes wrong in {seen.situations} situations"
     assert not explore(*FAMILY, budget).wrong
+
+
+def child_with(**what: Any) -> SagaState:
+    parent = Parent(saga="parent", version=1, saga_id="p", start="0" * 16, step="s", round=1, due_ms=2_000_000)
+    return SagaState("parent/p/s/1", saga="child", version=1, start="1" * 16, parent=parent, **what)
+
+
+def test_what_a_completed_child_says_again_is_the_same_whatever_came_between() -> None:
+    complete = Decision("complete")
+
+    first = said_elsewhere(CHILD, child_with(started_ms=1, updated_ms=60), complete)
+
+    assert first == said_elsewhere(CHILD, child_with(started_ms=1, updated_ms=7_000), complete)
+
+
+@pytest.mark.parametrize("undo", [0, 1])
+def test_a_child_that_gets_stuck_anew_or_is_freed_says_so_under_another_id(undo: int) -> None:
+    state = child_with(undo=undo)
+
+    said = [said_elsewhere(CHILD, state, Decision("stuck", "x", 1, generation)) for generation in (1, 2)]
+    freed = said_elsewhere(CHILD, state, Decision("undone", generation=1))
+
+    assert len({ids_of(record) for record in (*said, freed)}) == 3
+
+
+def ids_of(record: Any) -> bytes:
+    assert record is not None
+    return dict(make_headers(record, source="saga-log", content_type=JSON, traceparent=None))["ce_id"]

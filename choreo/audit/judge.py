@@ -1,15 +1,19 @@
 """Whether each record of a log could be there, judged by the records before it. No I/O.
 
 The fold says which decisions every prefix of the log implies, so a decision's record is sound if it was owed just then
-and says what ``record_of`` makes of the state before it. An outcome or answer is sound if something before it asked for
-it, and if what it passes on (input, effects, due) is what it was given. What is missing shows in what comes after: an
-answer to what was never said, an outcome without its trigger; and at the end in what is still owed.
+and says what ``record_of`` makes of the state before it; or if it was owed earlier and is said late: a saga-log that is
+killed, or waits for the broker, appends what it has decided a while after, when more is known. An outcome or answer is
+sound if something before it asked for it, and if what it passes on (input, effects, due) is what it was given. What is
+missing shows in what comes after: an answer to what was never said, an outcome without its trigger; and at the end in
+what is still owed.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
+from itertools import chain
 
 import msgspec
 
@@ -19,7 +23,7 @@ from choreo.audit.veiled import is_veiled, says_the_same, veiled
 from choreo.broker.port import Message, TopicPartition
 from choreo.contract.policy import NO_DUE_MS
 from choreo.contract.saga import Saga
-from choreo.core import Decision, SagaState, next_due_ms, record_of
+from choreo.core import Decision, SagaState, fold, next_due_ms, record_of
 from choreo.core.commands import NULL
 from choreo.core.order import context_of
 from choreo.core.state import Key
@@ -51,6 +55,8 @@ from choreo.saga_log.outbound import SOURCE
 from choreo.saga_log.window import Folding
 
 KEPT = 1_000
+EARLIER_MAX = 32
+"""States of a saga in which something was owed: what a late decision may have been made in."""
 
 _DECISIONS = (
     Execute,
@@ -88,6 +94,7 @@ class Judge:
         self._repeated: set[str] = set()
         self._startless: set[str] = set()
         self._known: set[tuple[str | int, ...]] = set()
+        self._earlier: dict[str, deque[SagaState]] = {}
         self._next = first
         self._at_ms = 0
 
@@ -131,9 +138,12 @@ class Judge:
             self._without_start(record, offset)
         elif is_first:
             self._content(each)
+        if each.before.owed or each.before.round_ready or each.before.scheduled:
+            self._earlier.setdefault(record.saga_id, deque(maxlen=EARLIER_MAX)).append(each.before)
 
     def forget(self, saga_id: str) -> None:
         """The saga is let go."""
+        self._earlier.pop(saga_id, None)
         self._said.pop(saga_id, None)
         self._repeated.discard(saga_id)
 
@@ -198,18 +208,17 @@ class Judge:
 
     def _content(self, each: Folding) -> None:
         record, before = each.entry.record, each.before
-        owed = next((one for one in before.owed if record_of(each.contract, before, one).id == record.id), None)
-        if owed is not None:
-            self._as_decided(each, owed)
-            return
-        if isinstance(record, _DECISIONS):
+        decided = self._decided(each)
+        if (latest := next(decided, None)) is not None:
+            self._as_decided(each, latest, decided)
+        elif isinstance(record, _DECISIONS):
             decision = decision_said(before, record)
             what = _name(record) if decision is None else _words(decision)
             self._fault("undecided", each.entry.offset, record.saga_id, f"nothing before it implies it: {what}")
         elif isinstance(record, SagaStarted):
             self._start(each, record)
         elif isinstance(record, RoundStarted):
-            if each.folded.note == "stale":
+            if each.folded.note == "stale" and not self._was_to_begin(each):
                 text = f"nothing before it asks for round {record.round}"
                 self._fault("undecided", each.entry.offset, record.saga_id, text)
         elif isinstance(record, StepCompleted | StepFailed | StepCompensated | CompensationFailed):
@@ -218,21 +227,28 @@ class Judge:
             text = f"nothing before it implies it: {_name(record)}"
             self._fault("undecided", each.entry.offset, record.saga_id, text)
 
-    def _as_decided(self, each: Folding, decision: Decision) -> None:
-        record = each.entry.record
-        wanted = record_of(each.contract, each.before, decision)
+    def _decided(self, each: Folding) -> Iterator[tuple[SagaState, Record]]:
+        """The states in which the record was owed, the latest first, and what it was to say in each."""
+        states: Iterable[SagaState] = (each.before,)
+        if isinstance(each.entry.record, _DECISIONS):
+            states = chain(states, reversed(self._earlier.get(each.before.saga_id, ())))
+        for state in states:
+            for decision in state.owed:
+                if (wanted := record_of(each.contract, state, decision)).id == each.entry.record.id:
+                    yield state, wanted
+
+    def _was_to_begin(self, each: Folding) -> bool:
+        """Whether the round that is begun was asked for, before something else came first."""
+        earlier = self._earlier.get(each.before.saga_id, ())
+        return any(fold(each.contract, state, each.entry).note != "stale" for state in earlier)
+
+    def _as_decided(
+        self, each: Folding, latest: tuple[SagaState, Record], earlier: Iterator[tuple[SagaState, Record]]
+    ) -> None:
         if each.entry.content_type != each.before.content_type:
             self._altered(each, "it is written in another codec than its saga")
-            return
-        for field in type(wanted).__struct_fields__:
-            ours, theirs = getattr(record, field), getattr(wanted, field)
-            if isinstance(ours, msgspec.Raw) and is_veiled(ours) and bytes(theirs) == NULL[each.before.content_type]:
-                continue  # a saga-log that has the keys encrypts what it says itself, too
-            if not says_the_same(ours, theirs) and not _may_differ(
-                record, field, ours, theirs, each.before.content_type
-            ):
-                self._altered(each, f"{_name(record)}.{field} is {_short(ours)}, decided was {_short(theirs)}")
-                return
+        elif (text := _difference(each, *latest)) is not None and all(_difference(each, *one) for one in earlier):
+            self._altered(each, text)
 
     def _start(self, each: Folding, record: SagaStarted) -> None:
         encoded, parent = bytes(record.input), record.parent
@@ -339,6 +355,18 @@ def _lasting(record: Record) -> Record:
         case CancelStep():
             return msgspec.structs.replace(record, failed=None)
     return record
+
+
+def _difference(each: Folding, state: SagaState, wanted: Record) -> str | None:
+    """What the record says otherwise than was decided in that state."""
+    record, content_type = each.entry.record, state.content_type
+    for field in type(wanted).__struct_fields__:
+        ours, theirs = getattr(record, field), getattr(wanted, field)
+        if isinstance(ours, msgspec.Raw) and is_veiled(ours) and bytes(theirs) == NULL[content_type]:
+            continue  # a saga-log that has the keys encrypts what it says itself, too
+        if not says_the_same(ours, theirs) and not _may_differ(record, field, ours, theirs, content_type):
+            return f"{_name(record)}.{field} is {_short(ours)}, decided was {_short(theirs)}"
+    return None
 
 
 def _may_differ(record: Record, field: str, ours: object, theirs: object, content_type: str) -> bool:

@@ -123,7 +123,6 @@ class SagaLog:
         self._ended = asyncio.Event()
         self._uncommitted: dict[TopicPartition, Shard] = {}
         self._timers_due_s = 0.0
-        self._timers_due_s = 0.0
         self._parked_retry_due_s = 0.0
         self._dropping_due_s = 0.0
 

@@ -126,6 +126,9 @@ class Begun(NamedTuple):
     limit_s: float
     code: str
 
+    def __repr__(self) -> str:
+        return "Begun()"  # the error and the frames are the user's, and may hold what is not for a log
+
     async def end(self) -> tuple[Any, BaseException | None]:
         """Go on with it, in the task in which it began: what it returned, what it raised."""
         if self.steps is None:

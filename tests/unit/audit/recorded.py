@@ -89,7 +89,7 @@ class Recorder:
 
     def failed(self, saga_id: str, step: str, **fields: Any) -> None:
         failure = Failure(kind="rejected", code="no", message="no")
-        self.say(saga_id, StepFailed, step=step, failure=failure, run="run", effect="none", **fields)
+        self.say(saga_id, StepFailed, step=step, failure=failure, run="run", **({"effect": "none"} | fields))
 
     def compensated(self, saga_id: str, step: str, **fields: Any) -> None:
         self.say(saga_id, StepCompensated, step=step, **({"generation": 1, "run": "undo", "undone": True} | fields))

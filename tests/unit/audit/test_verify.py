@@ -16,7 +16,7 @@ from choreo.core import SagaState, record_of
 from choreo.core.state import Decision
 from choreo.messages.codec import decode, encode
 from choreo.messages.headers import JSON, make_headers
-from choreo.messages.records import Compensate, SagaCompleted, SagaStarted, StepCompleted
+from choreo.messages.records import CancelRequested, Compensate, RoundStarted, SagaCompleted, SagaStarted, StepCompleted
 from choreo.saga_log.outbound import SOURCE
 from tests.unit.audit.recorded import HISTORIES, LINE, T0, Recorder, back, happy, log_of, renumbered
 
@@ -138,6 +138,7 @@ def is_of(message: Message, kind: type) -> bool:
     ("history", "kind", "changes", "fault"),
     [
         (back, Compensate, {"effect": msgspec.Raw(b'"less"')}, "altered"),
+        (back, Compensate, {"effect": msgspec.UNSET}, "altered"),
         (back, Compensate, {"deadline_ms": 1}, "altered"),
         (back, Compensate, {"generation": 7}, "undecided"),
         (happy, SagaCompleted, {"result": msgspec.Raw(b'"more"')}, "altered"),
@@ -191,6 +192,28 @@ async def test_an_effect_that_is_there_twice_is_found_and_an_equal_one_is_notice
         found = await judged(LINE, told.messages, now_ms=T0)
         assert kinds(found) == fault
         assert set(found.notices_total) == notice
+
+
+async def test_a_command_that_was_decided_before_another_run_completed_may_not_know_its_effect() -> None:
+    told = Recorder(LINE)
+    told.start("s")
+    told.failed("s", "a", effect="unknown")
+    told.completed("s", "a", run="second")
+    start, failed, command, completed = told.messages
+    found = await judged(LINE, renumbered([start, failed, completed, command], times=True), now_ms=T0)
+    assert found.sound, found.faults
+
+
+@pytest.mark.parametrize(("saga_round", "faults"), [(2, set()), (3, {"undecided"})])
+async def test_a_round_may_begin_late_if_it_was_asked_for(saga_round: int, faults: set[str]) -> None:
+    told = Recorder(LINE)
+    told.start("s")
+    told.completed("s", "a")
+    told.failed("s", "b")
+    told.compensated("s", "a", verdict="retry", retry_limit=3)
+    told.say("s", CancelRequested, "/choreo/client", request="no")  # before the round has begun
+    told.say("s", RoundStarted, SOURCE, round=saga_round)
+    assert kinds(await judged(LINE, told.messages, now_ms=T0)) == faults
 
 
 async def test_what_was_decided_just_now_is_pending_and_later_it_is_missing() -> None:

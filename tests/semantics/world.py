@@ -267,12 +267,15 @@ class BrokerWorld(Stage):
         return found
 
     async def kill(self, *parts: str) -> None:
-        for name in map(self._key, parts) if parts else tuple(self._tasks):
-            for task in self._tasks.pop(name):
-                task.cancel()
-                await asyncio.wait((task,))
-                if not task.cancelled() and (error := task.exception()) is not None:
-                    raise error
+        dying = [
+            task for name in (map(self._key, parts) if parts else tuple(self._tasks)) for task in self._tasks.pop(name)
+        ]
+        for task in dying:  # all at once: a replica that outlived the other would take over from it
+            task.cancel()
+        await asyncio.wait(dying)
+        for task in dying:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
 
     async def revive(self, *parts: str) -> None:
         everything = (SAGA_LOG, *self._services)

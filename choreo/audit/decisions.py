@@ -63,5 +63,5 @@ def _about_step(record: StepRecord, saga_round: int) -> Decision | None:
         case Compensate():
             return Decision("settle" if record.settle else "compensate", record.step, saga_round, record.generation)
         case SagaStuck():
-            return Decision("stuck", record.step, saga_round, record.generation)
+            return Decision("stuck", record.step, saga_round, record.generation, undo=record.undo)
     return None

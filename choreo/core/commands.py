@@ -68,6 +68,7 @@ def record_of(contract: Saga, state: SagaState, decision: Decision) -> AnyRecord
             generation=decision.generation,
             failure=_stuck_by(instance),
             remaining=remaining(contract, state),
+            undo=decision.undo,
         )
     if decision.kind == "settle":
         return Compensate(

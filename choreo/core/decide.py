@@ -124,7 +124,7 @@ def _retry_forward(contract: Saga, state: SagaState, made: list[Decision]) -> bo
     for key in spent:
         generation = state.instance(key).generation + 1
         state.update(key, stuck=True, exhausted=True, own=False, generation=generation)
-        _owe(state, Decision("stuck", key[0], key[1], generation), made)
+        _owe(state, Decision("stuck", key[0], key[1], generation, undo=state.undo_waited_for), made)
     if not spent:
         state.retry_at_ms = state.updated_ms + max(_backoff_ms(contract, state, key) for key in failed)
     return True

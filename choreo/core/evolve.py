@@ -133,7 +133,7 @@ def undo_requested(_contract: Saga, state: SagaState, entry: Entry, record: Undo
         _fail(state, entry.at_ms)
     for (step, saga_round), instance in state.instances.items():
         if instance.stuck:  # said again, for the parent
-            owe(state, Decision("stuck", step, saga_round, instance.generation))
+            owe(state, Decision("stuck", step, saga_round, instance.generation, undo=state.undo_waited_for))
     return None
 
 
@@ -293,7 +293,7 @@ def compensation_failed(
     paid(state, Decision(asked, *key, record.generation))  # as in ``step_failed`` (rule 20)
     may_stand = instance.may_stand or not instance.settling
     state.update(key, awaits_answer=False, stuck=True, may_stand=may_stand, compensation_failure=record.failure)
-    owe(state, Decision("stuck", key[0], key[1], record.generation))
+    owe(state, Decision("stuck", key[0], key[1], record.generation, undo=state.undo_waited_for))
     return None
 
 

@@ -109,10 +109,10 @@ def _to_parent(contract: Saga, state: SagaState, decision: Decision, parent: Par
             )
         case "compensated":
             return StepFailed(**about, failure=_cause(state), effect="none", run=RUN)
-        case "stuck" if state.undo > state.undo_answered:
+        case "stuck" if decision.undo:
             failure = _stuck_failure(state, decision)
-            return CompensationFailed(**about, generation=state.undo, failure=failure, run=_stuck_run(decision))
-        case "stuck" if state.outcome is None and not state.only_forward:
+            return CompensationFailed(**about, generation=decision.undo, failure=failure, run=_stuck_run(decision))
+        case "stuck" if state.outcome is None and not state.only_forward and not state.undo:
             failure = _stuck_failure(state, decision)
             return StepFailed(**about, failure=failure, effect="unknown", run=_stuck_run(decision))
         case "undone" if state.pivot == "passed":

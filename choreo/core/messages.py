@@ -53,7 +53,7 @@ def cancel_step(_contract: Saga, state: SagaState, _entry: Entry, _record: Cance
 
 def saga_stuck(_contract: Saga, state: SagaState, _entry: Entry, record: SagaStuck, key: Key) -> Note | None:
     """The notice of a decision."""
-    if paid(state, Decision("stuck", *key, record.generation)):
+    if paid(state, Decision("stuck", *key, record.generation, undo=record.undo)):
         return None
     return "duplicate" if record.generation <= state.instance(key).generation else "not_decided"
 

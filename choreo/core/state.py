@@ -81,6 +81,7 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         kind: ``settle`` is a ``Compensate`` that undoes nothing.
         round: the instance's round as the fold counts it.
         reference: the refused start's hash, or the refused cancel's request.
+        undo: of ``stuck``, the generation in which the parent waits for the saga's undoing; 0 if it does not (rule 19).
     """
 
     kind: Literal[
@@ -100,6 +101,7 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     round: int = 0
     generation: int = 0
     reference: str = ""
+    undo: int = 0
 
 
 class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -312,12 +314,17 @@ class SagaState(msgspec.Struct, omit_defaults=True):
             if instance.stuck:
                 return Phase.STUCK
         if self.outcome is not None:
-            if self.is_unwanted and self.undo > self.undo_answered:
+            if self.is_unwanted and self.undo_waited_for:
                 return Phase.COMPENSATING
             return Phase.COMPENSATED if self.is_unwanted else Phase(self.outcome.kind)
         if self.failing and not self.only_forward:
             return Phase.COMPENSATING
         return Phase.SCHEDULED if self.scheduled else Phase.FORWARD
+
+    @property
+    def undo_waited_for(self) -> int:
+        """The generation in which the parent waits for this saga's undoing; 0 if it does not."""
+        return self.undo if self.undo > self.undo_answered else 0
 
     @property
     def only_forward(self) -> bool:

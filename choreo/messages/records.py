@@ -368,15 +368,18 @@ class SagaStuck(StepRecord, frozen=True, kw_only=True, omit_defaults=True, tag="
         failure: of the compensation, or of the step past the pivot.
         remaining: the steps still to be undone, in the order in which that would happen, the stuck one first; past the
             pivot, those still to be done.
+        undo: of a sub-saga, the generation in which its parent waits for its undoing, and was told; 0 if it does not.
     """
 
     generation: Counter
     failure: Failure
     remaining: tuple[StepName, ...]
+    undo: Counter = 0
 
     @property
     def id(self) -> str:
-        return f"{ids.compensate_id(self.instance, self.generation)}/stuck"
+        stuck = f"{ids.compensate_id(self.instance, self.generation)}/stuck"
+        return f"{stuck}/undo/{self.undo}" if self.undo else stuck
 
 
 class SagaCompleted(Record, frozen=True, kw_only=True, omit_defaults=True, tag="saga_completed"):

@@ -10,11 +10,12 @@ from unittest import mock
 import pytest
 
 from choreo.contract.saga import Saga
-from choreo.core import Decision, evolve, said_elsewhere
-from choreo.core.state import SagaState
+from choreo.core import Decision, Entry, evolve, fold, record_of, said_elsewhere
+from choreo.core.state import Instance, SagaState
 from choreo.messages.family import Parent, UndoRequested
 from choreo.messages.headers import JSON, make_headers
-from tests.unit.core.family import BESIDE, CHILD, PARENT, PAST_PIVOT, PIVOTED, Budget, explore
+from choreo.messages.records import CompensationFailed, Failure, StepFailed
+from tests.unit.core.family import BESIDE, CHILD, CHILD_ID, PARENT, PAST_PIVOT, PIVOTED, Budget, explore
 
 FAMILY, SIBLINGS, WITH_PIVOT = (PARENT, CHILD), (BESIDE, CHILD), (PAST_PIVOT, PIVOTED)
 
@@ -116,10 +117,43 @@ def test_what_a_completed_child_says_again_is_the_same_whatever_came_between() -
 def test_a_child_that_gets_stuck_anew_or_is_freed_says_so_under_another_id(undo: int) -> None:
     state = child_with(undo=undo)
 
-    said = [said_elsewhere(CHILD, state, Decision("stuck", "x", 1, generation)) for generation in (1, 2)]
+    said = [said_elsewhere(CHILD, state, Decision("stuck", "x", 1, generation, undo=undo)) for generation in (1, 2)]
     freed = said_elsewhere(CHILD, state, Decision("undone", generation=1))
 
     assert len({ids_of(record) for record in (*said, freed)}) == 3
+
+
+def test_a_child_that_is_asked_while_it_says_that_it_is_stuck_answers_all_the_same() -> None:
+    contract, about = CHILD, {"saga": "child", "version": 1, "saga_id": CHILD_ID, "start": "1" * 16}
+    state = child_with(
+        started_ms=1,
+        due_ms=2_000_000,
+        failing=True,
+        instances={
+            ("x", 1): Instance(
+                triggered=True, completed=True, first="completed", may_stand=True, generation=1, awaits_answer=True
+            )
+        },
+    )
+    step = {**about, "step": "x", "round": 1, "generation": 1}
+
+    def fold_in(record: Any) -> tuple[Decision, ...]:
+        nonlocal state
+        state, owed, _ = fold(contract, state, Entry(record, state.offset + 1, 1_000))
+        return owed
+
+    (stuck,) = fold_in(CompensationFailed(**step, run="u", failure=Failure(kind="crashed")))
+    early, notice = said_elsewhere(contract, state, stuck), record_of(contract, state, stuck)
+    assert isinstance(early, StepFailed), "nobody has asked for anything yet"
+    # The parent reads that, and asks, before the saga-log has said anything in the child's own log.
+    (again,) = fold_in(UndoRequested(**about, generation=1, parent=state.parent))
+    assert fold_in(notice) == ()
+    answer = said_elsewhere(contract, state, again)
+    assert isinstance(answer, CompensationFailed)
+    assert (answer.generation, answer.step) == (1, "s")
+    assert state.owed == (again,), "so it is said even if the saga-log dies now"
+    fold_in(record_of(contract, state, again))
+    assert state.owed == ()
 
 
 def ids_of(record: Any) -> bytes:

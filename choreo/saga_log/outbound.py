@@ -1,15 +1,20 @@
 """From what is owed to records that are in the log.
 
 Everything here may be said twice: ids are derived, so every reader takes the second for what it is.
+
+Nearly all that is owed is one decision of a saga, which is one record of its own log. These go out at once, all of a
+batch, and no task is made for any of them. What is said in two logs, in turn, in other words or again has a task.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import msgspec
-from prometheus_client import Counter
 
 from choreo.broker.port import Appended, Headers, Producer
 from choreo.broker.topics import saga_topic
@@ -32,13 +37,27 @@ from choreo.messages.records import (
 )
 from choreo.messages.writers import CONTEXT_TOO_LARGE
 from choreo.observe.metrics import Metrics
+from choreo.observe.tally import Tally
 from choreo.saga_log.shard import Unsent
 
 logger = logging.getLogger(__name__)
 
 SOURCE = "/choreo/saga-log"
 RETRY_PAUSE_S = 0.2
+AT_ONCE = 1_000  # after a long outage everything may be owed at once
 _TEXT_MAX = 1_000
+
+Wanted = Callable[[], bool]
+"""Whether to go on trying while the broker is away."""
+
+
+class _Begun(NamedTuple):
+    """A decision whose record is on its way."""
+
+    record: AnyRecord
+    acked: asyncio.Future[Appended]
+    unsent: Unsent
+    wanted: Wanted
 
 
 class Outbound:
@@ -48,13 +67,61 @@ class Outbound:
         self._producer = producer
         self._clock = clock
         self._metrics = metrics
-        self._said: dict[str, Counter] = {}  # counters of what was appended, by topic: to find one takes longer
+        self._said: dict[str, Tally] = {}  # what was appended, by topic
+        self._commands: dict[str, Tally] = {}  # of these, commands to compensate, by saga
 
-    async def decisions(self, unsent: Unsent, wanted: Callable[[], bool]) -> bool:
+    async def all(self, owed: Sequence[tuple[Unsent, Wanted]]) -> None:
+        """Append what is owed to many sagas, side by side. What is left unsaid stays owed: the next owner says it."""
+        for first in range(0, len(owed), AT_ONCE):
+            begun: list[_Begun] = []
+            works: list[Work] = []
+            try:
+                for unsent, wanted in owed[first : first + AT_ONCE]:
+                    if (one := self._begin(unsent, wanted)) is not None:
+                        begun.append(one)
+                    else:
+                        works.append(partial(self.decisions, unsent, wanted))
+                await side_by_side([*works, partial(self._finish, begun)] if begun else works)
+            except BaseException:
+                for one in begun:
+                    if not one.acked.cancel() and not one.acked.cancelled():
+                        one.acked.exception()  # asyncio complains about errors that nobody has looked at
+                raise
+
+    def _begin(self, unsent: Unsent, wanted: Wanted) -> _Begun | None:
+        """Send what is said in one record; ``None`` if it is not, or cannot be sent as it is."""
+        contract, state, decisions = unsent
+        if len(decisions) > 1:
+            return None
+        try:
+            if said_elsewhere(contract, state, decisions[0]) is not None:
+                return None
+            record = record_of(contract, state, decisions[0])
+            acked = asyncio.ensure_future(self._send(state, record))
+        except (Unencodable, RecordTooLarge, BrokerUnavailable):
+            return None
+        return _Begun(record, acked, unsent, wanted)
+
+    async def _finish(self, begun: Sequence[_Begun]) -> bool:
+        """Wait until these are in the log, and say those again that are not."""
+        again: list[Work] = []
+        for record, acked, unsent, wanted in begun:
+            try:
+                await acked
+            except BrokerUnavailable:
+                self._metrics.messages_produced.labels(saga_topic(record.saga), "error").inc()
+                if wanted():
+                    again.append(partial(self.decisions, unsent, wanted))
+            except RecordTooLarge:
+                again.append(partial(self.decisions, unsent, wanted))
+            else:
+                self._count_said(saga_topic(record.saga))
+                self._count_command(record)
+        await side_by_side(again)
+        return True
+
+    async def decisions(self, unsent: Unsent, wanted: Wanted) -> bool:
         """Append what is owed to one saga, each after the one before is in the log.
-
-        Args:
-            wanted: whether to go on trying while the broker is away.
 
         Returns:
             False if something was left unsaid. It stays owed, so the next owner says it.
@@ -64,13 +131,11 @@ class Outbound:
                 return False
         return True
 
-    async def timer(self, state: SagaState, record: AnyRecord, wanted: Callable[[], bool]) -> Appended | None:
+    async def timer(self, state: SagaState, record: AnyRecord, wanted: Wanted) -> Appended | None:
         """Append a timer's record; ``None`` if the broker is away and we are no longer wanted."""
         return await self._record(state, record, wanted)
 
-    async def bytes(
-        self, topic: str, *, key: str, value: bytes, headers: Headers, wanted: Callable[[], bool]
-    ) -> Appended | None:
+    async def bytes(self, topic: str, *, key: str, value: bytes, headers: Headers, wanted: Wanted) -> Appended | None:
         """Append as ``Producer.send`` does, and again after a pause while the broker is away and we are wanted.
 
         Raises:
@@ -89,12 +154,10 @@ class Outbound:
                 outage = True
                 await self._clock.sleep(RETRY_PAUSE_S)
             else:
-                if (said := self._said.get(topic)) is None:
-                    said = self._said[topic] = self._metrics.messages_produced.labels(topic, "ok")
-                said.inc()
+                self._count_said(topic)
                 return appended
 
-    async def _decision(self, unsent: Unsent, decision: Decision, wanted: Callable[[], bool]) -> Appended | None:
+    async def _decision(self, unsent: Unsent, decision: Decision, wanted: Wanted) -> Appended | None:
         state = unsent.state
         wanted_record = record_of(unsent.contract, state, decision)
         error: Exception | None = None
@@ -114,8 +177,8 @@ class Outbound:
                 candidates = smaller(wanted_record, state, str(too_large)) if error is None else rest
                 error = too_large
                 continue
-            if isinstance(record, Compensate) and not record.settle and appended is not None:
-                self._metrics.compensate_commands.labels(state.saga).inc()
+            if appended is not None:
+                self._count_command(record)
             if error is not None:
                 self._say_too_large(state, wanted_record, error, f"{type(record).__name__} was appended in its place")
             return appended
@@ -132,12 +195,32 @@ class Outbound:
             extra={"saga": state.saga, "saga_id": state.saga_id, "step": getattr(record, "step", None)},
         )
 
-    async def _record(self, state: SagaState, record: AnyRecord, wanted: Callable[[], bool]) -> Appended | None:
-        value = encode(record, content_type=state.content_type)
-        headers = make_headers(record, source=SOURCE, content_type=state.content_type, traceparent=state.traceparent)
+    async def _record(self, state: SagaState, record: AnyRecord, wanted: Wanted) -> Appended | None:
+        value, headers = _written(state, record)
         return await self.bytes(
             saga_topic(record.saga), key=record.saga_id, value=value, headers=headers, wanted=wanted
         )
+
+    def _send(self, state: SagaState, record: AnyRecord) -> Awaitable[Appended]:
+        value, headers = _written(state, record)
+        return self._producer.send(saga_topic(record.saga), key=record.saga_id, value=value, headers=headers)
+
+    def _count_said(self, topic: str) -> None:
+        if (said := self._said.get(topic)) is None:
+            said = self._said[topic] = self._metrics.tallies.of(self._metrics.messages_produced.labels(topic, "ok"))
+        said.inc()
+
+    def _count_command(self, record: AnyRecord) -> None:
+        if isinstance(record, Compensate) and not record.settle:
+            if (commands := self._commands.get(record.saga)) is None:
+                child = self._metrics.compensate_commands.labels(record.saga)
+                commands = self._commands[record.saga] = self._metrics.tallies.of(child)
+            commands.inc()
+
+
+def _written(state: SagaState, record: AnyRecord) -> tuple[bytes, Headers]:
+    value = encode(record, content_type=state.content_type)
+    return value, make_headers(record, source=SOURCE, content_type=state.content_type, traceparent=state.traceparent)
 
 
 def smaller(record: AnyRecord, state: SagaState, why: str) -> Sequence[AnyRecord]:
@@ -196,3 +279,21 @@ def _shortened(failure: Failure | None) -> Failure | None:
     if failure is None:
         return None
     return msgspec.structs.replace(failure, message=failure.message[:_TEXT_MAX], traceback=None)
+
+
+Work = Callable[[], Coroutine[Any, Any, bool]]
+
+
+async def side_by_side(works: Sequence[Work]) -> list[bool]:
+    """Run all of them to their end, some at a time; the first error ends the others and is raised."""
+    if len(works) == 1:
+        return [await works[0]()]
+    results: list[bool] = []
+    for first in range(0, len(works), AT_ONCE):
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(work(), name="saga-log/append") for work in works[first : first + AT_ONCE]]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        results += [task.result() for task in tasks]
+    return results

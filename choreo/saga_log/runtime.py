@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any
 
 from choreo.broker.port import Broker, Committed, Consumer, Message, TopicPartition
 from choreo.broker.registry import RETENTION_MS_DEFAULT, Registry, register
@@ -34,9 +33,9 @@ from choreo.observe.metrics import Metrics
 from choreo.saga_log.accounts import Accounts
 from choreo.saga_log.dead_letter import DeadLetters
 from choreo.saga_log.intake import Refused
-from choreo.saga_log.outbound import Outbound
+from choreo.saga_log.outbound import Outbound, Wanted, side_by_side
 from choreo.saga_log.ownership import Ownership
-from choreo.saga_log.shard import Applied, Shard
+from choreo.saga_log.shard import Applied, Shard, Unsent
 from choreo.saga_log.tracers import SagaTracers
 from choreo.store.port import Store
 
@@ -48,7 +47,6 @@ DROPPING_S = 600.0
 STORE_PAUSE_S = 0.2  # between attempts to load from a store that is away
 TIMERS_AT_ONCE = 500
 TIMERS_INTERVAL_S = 0.1  # how much later than due a timer may fire under load: most sagas are over before
-APPENDS_AT_ONCE = 1_000  # after a long outage everything may be owed at once
 
 
 class SagaLog:
@@ -238,7 +236,7 @@ class SagaLog:
             pause_s = min(pause_s, (min(dues) - self._clock.now_ms()) / 1_000)
         return max(pause_s, 0.0)
 
-    def _wanted(self, tp: TopicPartition) -> Callable[[], bool]:
+    def _wanted(self, tp: TopicPartition) -> Wanted:
         return lambda: not self._stopping and tp not in self._own.leaving
 
     async def _batch(self, consumer: Consumer, messages: Sequence[Message]) -> None:
@@ -334,18 +332,20 @@ class SagaLog:
 
         That is only where the next owner will write it: partitions that are given up, or all of them at a stop.
         """
-        works = [
-            partial(self._dead_letters.put, shard.saga, message, why, self._wanted(shard.tp))
-            for shard, message, why in letters
-        ]
-        works += [
-            partial(self._outbound.decisions, unsent, self._wanted(shard.tp))
-            for shard in self._own.shards.values()
-            if shard.live
-            for unsent in shard.unsent()
-        ]
-        written = await _side_by_side(works)
-        return {shard.tp for (shard, _, _), done in zip(letters, written, strict=False) if not done}
+        written = await side_by_side(
+            [
+                partial(self._dead_letters.put, shard.saga, message, why, self._wanted(shard.tp))
+                for shard, message, why in letters
+            ]
+        )
+        owed: list[tuple[Unsent, Wanted]] = []
+        for shard in self._own.shards.values():
+            if shard.live and (unsent := shard.unsent()):
+                wanted = self._wanted(shard.tp)
+                owed += [(each, wanted) for each in unsent]
+        if owed:
+            await self._outbound.all(owed)
+        return {shard.tp for (shard, _, _), done in zip(letters, written, strict=True) if not done}
 
     async def _save(self, consumer: Consumer) -> None:
         """Save what has changed, then commit the group's offsets."""
@@ -373,7 +373,7 @@ class SagaLog:
     async def _fire_timers(self) -> None:
         self._timers_due_s = self._clock.monotonic() + TIMERS_INTERVAL_S
         now_ms = self._clock.now_ms()
-        await _side_by_side(
+        await side_by_side(
             [
                 partial(self._fire, shard, state, timers, now_ms)
                 for shard in self._own.shards.values()
@@ -423,18 +423,3 @@ def _by_partition(messages: Sequence[Message]) -> dict[TopicPartition, list[Mess
             part = parts.setdefault(message.tp, [])
         part.append(message)
     return parts
-
-
-async def _side_by_side(works: Sequence[Callable[[], Coroutine[Any, Any, bool]]]) -> list[bool]:
-    """Run all of them to their end, some at a time; the first error ends the others and is raised."""
-    results: list[bool] = []
-    for first in range(0, len(works), APPENDS_AT_ONCE):
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(work(), name="saga-log/append") for work in works[first : first + APPENDS_AT_ONCE]
-                ]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        results += [task.result() for task in tasks]
-    return results

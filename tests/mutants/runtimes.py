@@ -223,7 +223,7 @@ def decision_taken_as_sent() -> Any:
         except BrokerUnavailable:
             return Appended(topic, 0, 0, 0)
 
-    return patch.object(Outbound, "bytes", once)
+    return patch.multiple(Outbound, bytes=once, _begin=lambda *_: None)
 
 
 def key_without_the_start() -> Any:

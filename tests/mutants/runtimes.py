@@ -6,6 +6,7 @@ They are found out by the simulation. Those of the core are in ``tests/unit/core
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
@@ -16,7 +17,7 @@ from choreo.broker.memory import MemoryLog
 from choreo.broker.offsets import OffsetTracker
 from choreo.broker.port import Appended, Committed
 from choreo.core import Decision, SagaState, evolve
-from choreo.errors import BrokerUnavailable, Undecodable
+from choreo.errors import BrokerError, BrokerUnavailable, Undecodable
 from choreo.messages.codec import decode
 from choreo.messages.family import UndoRequested
 from choreo.messages.records import Compensate, StepCompensated, StepCompleted
@@ -31,6 +32,7 @@ from choreo.step.lanes import Lane, Lanes
 from choreo.step.partition import Partition
 from choreo.step.perform import Performer
 from choreo.step.publish import Publisher
+from choreo.step.quick import QuickSteps
 from choreo.step.route import Delivery
 from choreo.store.memory import MemoryStore
 from choreo.store.port import Advance
@@ -150,7 +152,18 @@ def answer_taken_as_sent() -> Any:
             except _GaveUp:
                 return None
 
-    return patch.object(Publisher, "send", once)
+    async def taken(self: QuickSteps, run: Any, outcome: Any, ended: Any, sent: Any) -> None:
+        try:
+            appended = await sent
+        except BrokerError:
+            run.place.answered.settle(run.instance)
+        else:
+            self.acknowledged(run, ended, appended)
+
+    both = ExitStack()
+    both.enter_context(patch.object(Publisher, "send", once))
+    both.enter_context(patch.object(QuickSteps, "_see_through", taken))
+    return both
 
 
 def resent_under_another_id() -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from choreo.broker.embedded.group import Group
 from choreo.broker.port import Committed, Message, TopicPartition, TopicSpec
 from choreo.broker.sqlite import SqliteBroker, file
 from choreo.broker.sqlite.file import LogFile
+from choreo.broker.sqlite.horizon import News
 from choreo.broker.sqlite.retention import RECORDS_MAX, Janitor
+from choreo.broker.sqlite.tables import Snapshot
 from choreo.clock import SystemClock
 from choreo.errors import BrokerUnavailable, CommitRefused, ConfigurationError
 
@@ -279,3 +283,26 @@ async def test_a_consumer_rides_out_an_outage(
     other.close()
     assert [message.value for message in await consumer.poll(timeout_s=30)] == [b"a"]
     assert heard == [[TP]]
+
+
+async def test_a_look_that_waited_long_for_a_lock_leaves_nobody_deaf(
+    path: Path, broker: SqliteBroker, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await broker.ensure_topics([TopicSpec(name=TOPIC, partitions=1)])
+    other = await SqliteBroker.open(f"sqlite:///{path}")
+    reader = await broker.reader()
+    reader.seek(TP, 0)
+    look, waited_s = Snapshot.news, 0.0
+
+    def look_for_a_minute(snapshot: Snapshot) -> News:
+        nonlocal waited_s
+        waited_s += 60.0
+        return look(snapshot)
+
+    monkeypatch.setattr(clock, "monotonic", lambda: time.monotonic() + waited_s)
+    monkeypatch.setattr(Snapshot, "news", look_for_a_minute)
+    async with asyncio.timeout(20):
+        for number in range(3):
+            await send(other, f"s-{number}")
+            assert [message.key for message in await reader.poll(timeout_s=20)] == [b"s-%d" % number]
+    await other.close()

@@ -29,6 +29,7 @@ _JOBS_MAX = 1_000  # in one transaction, so that other processes get their turn
 LOOK_PAUSE_S_MIN, LOOK_PAUSE_S_MAX = 0.001, 0.020
 _LOOK_PAUSE_GROWTH = 1.25  # the pause stays near a fifth of the time since the last change
 _LOOK_REST = 10  # times as long as a look takes: with hundreds of partitions and steady writing, looks are not cheap
+_LOOK_REST_S_MAX = 0.25  # one that had to wait for a lock says nothing of what the next will cost
 
 _CLEANING_PAUSE_S = 60.0  # between two cleanings
 _CLEANING_STEP_S = 0.05  # between two parts of one cleaning
@@ -240,7 +241,7 @@ class Follower(_ConnectionThread[Snapshot]):
                 changed = self._look_if_possible()
                 pause_s = LOOK_PAUSE_S_MIN if changed else min(pause_s * _LOOK_PAUSE_GROWTH, LOOK_PAUSE_S_MAX)
                 ended = self._clock.monotonic()
-                look_due = ended + max(pause_s, (ended - began) * _LOOK_REST)
+                look_due = ended + max(pause_s, min((ended - began) * _LOOK_REST, _LOOK_REST_S_MAX))
 
     def _do(self, connection: sqlite3.Connection, job: _Job) -> None:
         try:

@@ -9,6 +9,7 @@ import msgspec
 from choreo.broker.port import Message
 from choreo.contract.policy import NO_DUE_MS
 from choreo.contract.saga import Saga
+from choreo.core import start
 from choreo.messages.codec import content_type_of
 from choreo.messages.records import Compensate, Execute, SagaStarted, StepCompleted
 from choreo.step.job import CompensationJob, StepJob
@@ -55,7 +56,7 @@ def step_job(
     if isinstance(record, StepCompleted):
         effects, saga_due_ms = {**record.effects, record.step: record.effect}, record.saga_due_ms
     elif isinstance(record, SagaStarted):
-        effects, saga_due_ms = {}, append_ms + record.saga_deadline_ms
+        effects, saga_due_ms = {}, start.saga_due_ms(record, append_ms)
     else:
         effects, saga_due_ms = record.effects, record.saga_due_ms
     step = hosted.step

@@ -12,6 +12,7 @@ import pytest
 from choreo import ids
 from choreo.contract import Retries, Saga, Step
 from choreo.messages.codec import LIMITS
+from choreo.messages.family import Parent
 from choreo.messages.headers import MSGPACK, read_route
 from choreo.messages.records import SagaStarted, StepCompleted, StepFailed
 from choreo.step import Abort, Context, Reject, Service
@@ -69,6 +70,17 @@ async def test_the_start_runs_the_first_step_and_its_return_value_is_the_effect(
     assert answer.effects == {}
     assert answer.saga_due_ms == answer.due_ms == start.timestamp_ms + ORDER.deadline_ms
     assert answer.start == started().start
+
+
+async def test_a_child_s_steps_are_due_no_later_than_its_parent() -> None:
+    parent = Parent(saga="trip", version=1, saga_id="t-1", start="0" * 16, step="order", round=1, due_ms=FAR_MS)
+    world, service = await make_world(), service_of(ORDER, reserve_stock=lambda: None)
+    service.compensation(ORDER, "reserve_stock")(lambda: None)
+    async with running(world, service):
+        start = await world.send(started(saga_deadline_ms=2**51, parent=parent))
+        answer = await world.answer(StepCompleted)
+    assert start.timestamp_ms + 2**51 > FAR_MS
+    assert answer.saga_due_ms == answer.due_ms == FAR_MS
 
 
 async def test_a_completion_runs_the_next_step_with_the_effects_so_far() -> None:

@@ -360,8 +360,8 @@ def compensate(name: str, generation: int = 1, *, saga_round: int = 1) -> Decisi
     return Decision("compensate", name, saga_round, generation)
 
 
-def stuck(name: str, generation: int = 1, *, saga_round: int = 1) -> Decision:
-    return Decision("stuck", name, saga_round, generation)
+def stuck(name: str, generation: int = 1, *, saga_round: int = 1, undo: int = 0) -> Decision:
+    return Decision("stuck", name, saga_round, generation, undo=undo)
 
 
 def refuse_start(start: str = OTHER_START) -> Decision:

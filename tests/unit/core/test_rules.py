@@ -1456,10 +1456,10 @@ def test_rule_19_a_request_to_undo_what_was_compensated_is_answered_at_once() ->
 
 def test_rule_19_a_stuck_child_tells_its_parent_and_again_when_it_is_asked_again() -> None:
     history = given_log(SHORT, begun(), completed("a"), completed("b")).when_sent().when(undo_requested()).when_sent()
-    history = history.when(undo_failed("b")).then(stuck("b"))
-    assert isinstance(told(history, stuck("b")), CompensationFailed)
-    history = history.when_sent().when(undo_requested(2)).then(stuck("b"))
-    assert told(history, stuck("b")).generation == 2
+    history = history.when(undo_failed("b")).then(stuck("b", undo=1))
+    assert isinstance(told(history, stuck("b", undo=1)), CompensationFailed)
+    history = history.when_sent().when(undo_requested(2)).then(stuck("b", undo=2))
+    assert told(history, stuck("b", undo=2)).generation == 2
     history = history.when_sent().when(acted("b", "retry")).then(compensate("b", 2)).when_sent()
     history = history.when(undone("b", 2)).then(compensate("a")).when_sent().when(undone("a")).then(answer(2))
 

@@ -13,8 +13,8 @@ Weaker without an inbox, where two replicas have worked on one trigger (``docs/g
 once a process that does not own its partition (any more) has made or undone an effect, or appended an answer. There
 the net effect is promised and the order is not, so S5, S7 and the part of S2 and S3 about the moment of the outcome
 are counted and not held against anybody. The same holds once a trigger that is in the log more than once (a start that
-was repeated, a record that was appended again) is *repeated*, run again after it was answered: what a worker remembers
-of its answers ends with its committed offset.
+was repeated, a record that was appended again, a damaged copy of one) is *repeated*, run again after it was answered:
+what a worker remembers of its answers ends with its committed offset.
 
 Where an operator has undone something by hand, the order is the operator's, and S5 has nothing to say.
 """
@@ -467,6 +467,8 @@ class Judge:
             self.contended.add(record.saga_id)
         if isinstance(record, StepFailed) and record.failure.code in ("sibling_failed", "saga_cancelled"):
             self.cancelled[record.effect] += 1
+        if isinstance(record, StepFailed) and record.failure.code == "undecodable":
+            self._triggers[work] += 1  # a damaged copy of a trigger, whose own place is elsewhere in the log
         if asked:  # a damaged copy of a scheduled start is refused in the name of its first steps, too early
             self._answered.add(work)
         says_effect = isinstance(record, StepCompleted) or (isinstance(record, StepCompensated) and record.undone)

@@ -116,7 +116,7 @@ def failure(result: Result, sagas: int) -> str:
     return (
         f"seed {result.seed}: {len(result.violations)} violations\n{shown}\n"
         f"again: python -m tests.simulation --seed {result.seed} --sagas {sagas} --trace"
-        f"{' --inbox' if result.inbox else ''}{' --pauses' if result.paused else ''}"
+        f"{' --inbox' if result.inbox else ''}{' --pauses' if result.paused.total() else ''}"
     )
 
 

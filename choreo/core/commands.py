@@ -7,7 +7,7 @@ import msgspec
 from choreo.contract.condition import text
 from choreo.contract.saga import Saga
 from choreo.core.family import was_undone
-from choreo.core.order import context_of, standing_effects
+from choreo.core.order import completed_with, context_of, effect_of
 from choreo.core.state import Decision, Instance, Key, SagaState
 from choreo.core.survey import Survey
 from choreo.errors import Undecodable
@@ -169,14 +169,14 @@ def _key_round(contract: Saga, state: SagaState, key: Key) -> int:
 
 
 def _completed(contract: Saga, state: SagaState, common: dict[str, object]) -> SagaCompleted:
-    effects = standing_effects(state)
-    result = effects.get(contract.steps[-1].name, NULL[state.content_type])
+    ended_with = completed_with(contract, state)
+    effects = {step: effect for step, instance in ended_with.items() if (effect := effect_of(instance)) is not None}
     return SagaCompleted(
         **common,  # type: ignore[arg-type]
         start=state.start,
-        result=msgspec.Raw(result),
-        effects={step.name: msgspec.Raw(effects[step.name]) for step in contract.steps if step.name in effects},
-        skipped=tuple(step for step in contract.graph.before if state.is_skipped(step)),
+        result=msgspec.Raw(effects.get(contract.steps[-1].name, NULL[state.content_type])),
+        effects={step: msgspec.Raw(effect) for step, effect in effects.items()},
+        skipped=tuple(step for step in contract.graph.before if step in ended_with and ended_with[step].skipped),
     )
 
 

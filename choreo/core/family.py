@@ -17,8 +17,8 @@ from choreo.contract.condition import Value
 from choreo.contract.policy import NO_DUE_MS
 from choreo.contract.saga import Saga
 from choreo.core.condition import MISSING, Values
-from choreo.core.order import context_of, standing_effects
-from choreo.core.state import Decision, SagaState
+from choreo.core.order import completed_with, context_of, effect_of
+from choreo.core.state import UNTOUCHED, Decision, SagaState
 from choreo.messages.codec import encode_user_value
 from choreo.messages.family import Parent, UndoRequested
 from choreo.messages.records import (
@@ -97,7 +97,7 @@ def _to_parent(contract: Saga, state: SagaState, decision: Decision, parent: Par
     about = _about(parent)
     match decision.kind:
         case "complete":
-            result = standing_effects(state).get(contract.steps[-1].name, _null(state))
+            result = effect_of(completed_with(contract, state).get(contract.steps[-1].name, UNTOUCHED))
             return StepCompleted(
                 **about,
                 run=RUN,
@@ -105,7 +105,7 @@ def _to_parent(contract: Saga, state: SagaState, decision: Decision, parent: Par
                 saga_due_ms=parent.due_ms,
                 input=msgspec.Raw(_null(state)),
                 effects={},
-                effect=msgspec.Raw(result),
+                effect=msgspec.Raw(_null(state) if result is None else result),
             )
         case "compensated":
             return StepFailed(**about, failure=_cause(state), effect="none", run=RUN)

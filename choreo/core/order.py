@@ -47,11 +47,17 @@ def context_of(contract: Saga, state: SagaState, key: Key) -> dict[str, bytes]:
     return context
 
 
-def standing_effects(state: SagaState) -> dict[str, bytes]:
-    """The effects of all steps that stand."""
-    found: dict[str, bytes] = {}
-    for step, saga_round in state.standing.items():
-        effect = effect_of(state.instance((step, saga_round)))
-        if effect is not None:
-            found[step] = effect
+def completed_with(contract: Saga, state: SagaState) -> dict[str, Instance]:
+    """The instance of each step that a completed saga ended with, in the contract's order.
+
+    A saga that is a step may be undone before its outcome has been said (rule 19). What it says then is what it would
+    have said at once: a step that stands no longer counts with the last round in which it stood.
+    """
+    found: dict[str, Instance] = {}
+    for step in contract.steps:
+        for saga_round in range(state.standing.get(step.name, state.round), 0, -1):
+            instance = state.instance((step.name, saga_round))
+            if instance.completed or instance.offer == "taken":
+                found[step.name] = instance
+                break
     return found

@@ -361,11 +361,6 @@ class SagaState(msgspec.Struct, omit_defaults=True):
         duplicate.instances = self.instances.copy()
         return duplicate
 
-    def is_skipped(self, step: str) -> bool:
-        """Whether it stands because its condition did not hold, and not because it has run."""
-        saga_round = self.standing.get(step)
-        return saga_round is not None and self.instance((step, saga_round)).skipped
-
     def instance(self, key: Key) -> Instance:
         return self.instances.get(key, UNTOUCHED)
 

@@ -27,6 +27,7 @@ from choreo.messages.records import (
     Execute,
     Failure,
     OperatorActed,
+    SagaCompleted,
     SagaStarted,
     StepCompensated,
     StepCompleted,
@@ -51,6 +52,7 @@ BESIDE = Saga(
 PIVOTED = Saga("child", Step("x", "undo_x"), Step("y", pivot=True), deadline="1h")
 PAST_PIVOT = Saga("parent", Step("a", "undo_a"), Step("s", saga=PIVOTED), Step("c", forward_retries=1), deadline="1h")
 CHILD_ID = "parent/p/s/1"
+DONE = b'"done"'
 
 
 class Budget(NamedTuple):
@@ -281,6 +283,8 @@ class Family:
             wrong.add(f"D1 {type(record).__name__} is {note}")
         if before.outcome is not None and after.outcome != before.outcome:
             wrong.add("H1 an outcome changed")
+        if isinstance(record, StepCompleted | SagaCompleted) and _result_of(record) != DONE:
+            wrong.add(f"S9 a {type(record).__name__} tells another result than before")
         work = now.work[who]
         for item in self._asked(who, record):
             work = (*work, item)
@@ -353,7 +357,7 @@ class Family:
             saga_due_ms=2**52,
             input=msgspec.Raw(b"1"),
             effects={},
-            effect=msgspec.Raw(b'"done"'),
+            effect=msgspec.Raw(DONE),
         )
         return record
 
@@ -369,6 +373,10 @@ class Family:
             self._numbers[frozen] = len(self.states)
             self.states.append(state)
         return self._numbers[frozen]
+
+
+def _result_of(record: StepCompleted | SagaCompleted) -> bytes:
+    return bytes(record.effect if isinstance(record, StepCompleted) else record.result)
 
 
 def _settled(state: SagaState) -> bool:

@@ -1448,6 +1448,16 @@ def test_rule_19_a_request_to_undo_what_has_completed_undoes_it_in_order_and_lea
     assert history.log[-1].record.id == f"{SAGA_ID}/undo-outcome/1"
 
 
+def test_rule_19_what_is_undone_before_its_outcome_was_said_says_it_as_it_was() -> None:
+    history = given_log(WRAPPED, begun(), completed("a")).when_sent().when(completed("c")).then(COMPLETE)
+    as_it_was = told(history, COMPLETE), history.sends(COMPLETE)
+    assert (as_it_was[0].effect, as_it_was[1].skipped) == (msgspec.Raw(b'"c1"'), ("b",))
+    for said in (undo_requested(), message(compensate("c")), undone("c"), message(compensate("a")), undone("a")):
+        history = history.when(said)
+        assert (told(history, COMPLETE), history.sends(COMPLETE)) == as_it_was
+    history.then(answer())
+
+
 def test_rule_19_a_request_to_undo_what_was_compensated_is_answered_at_once() -> None:
     history = given_log(SHORT, begun(), failed("a")).then(COMPENSATED).when_sent()
     history = history.when(undo_requested()).then(answer()).when_sent()

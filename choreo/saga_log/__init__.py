@@ -3,9 +3,9 @@
 ``runtime`` runs the batches; ``ownership`` loads and saves the partitions that the group gives us; ``shard`` holds the
 sagas of one partition, without I/O, ``kept`` and ``known`` those in memory and in the store; ``timer`` knows when time
 has something to say, ``census`` how many sagas are where; ``outbound`` turns decisions into records that are in the
-log; ``dead_letter`` keeps what nobody could read; ``accounts`` counts and logs what was folded; ``intake`` decides what
-is a record of ours; ``replay`` folds the log again for whoever asks, ``window`` is what it has in memory meanwhile, and
-``check`` compares a store with it.
+log, ``side_by_side``, in ``smaller`` ones where they are too large; ``dead_letter`` keeps what nobody could read;
+``accounts`` counts and logs what was folded; ``intake`` decides what is a record of ours; ``replay`` folds the log
+again for whoever asks, ``window`` is what it has in memory meanwhile, and ``check`` compares a store with it.
 
 Guarantee: every decision that the log implies is in the log, at least once, under an id that is the same each time.
 """

@@ -10,42 +10,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import NamedTuple
 
 from choreo.broker.port import Appended, Headers, Producer
 from choreo.broker.topics import saga_topic
 from choreo.clock import Clock
 from choreo.core import Decision, SagaState, record_of, said_elsewhere
-from choreo.core.commands import NULL
 from choreo.errors import BrokerUnavailable, RecordTooLarge, Unencodable
 from choreo.messages.codec import encode
 from choreo.messages.headers import make_headers
-from choreo.messages.records import (
-    AnyRecord,
-    Compensate,
-    CompensationFailed,
-    Execute,
-    Failure,
-    SagaCompensated,
-    SagaCompleted,
-    SagaStuck,
-    StepFailed,
-)
-from choreo.messages.writers import CONTEXT_TOO_LARGE
+from choreo.messages.records import AnyRecord, Compensate
 from choreo.observe.metrics import Metrics
 from choreo.observe.tally import Tally
 from choreo.saga_log.shard import Unsent
+from choreo.saga_log.side_by_side import AT_ONCE, Work, side_by_side
+from choreo.saga_log.smaller import smaller
 
 logger = logging.getLogger(__name__)
 
 SOURCE = "/choreo/saga-log"
 RETRY_PAUSE_S = 0.2
-AT_ONCE = 1_000  # after a long outage everything may be owed at once
-_TEXT_MAX = 1_000
 
 Wanted = Callable[[], bool]
 """Whether to go on trying while the broker is away."""
@@ -221,79 +207,3 @@ class Outbound:
 def _written(state: SagaState, record: AnyRecord) -> tuple[bytes, Headers]:
     value = encode(record, content_type=state.content_type)
     return value, make_headers(record, source=SOURCE, content_type=state.content_type, traceparent=state.traceparent)
-
-
-def smaller(record: AnyRecord, state: SagaState, why: str) -> Sequence[AnyRecord]:
-    """What to say in place of a record that cannot be written, in order of preference (rule 20).
-
-    A command that cannot be given fails its step. An outcome is told without what makes it large: it has been decided,
-    and readers who need the effects find them in the records of the steps.
-    """
-    match record:
-        case Execute():
-            return (
-                StepFailed(
-                    saga=record.saga,
-                    version=record.version,
-                    saga_id=record.saga_id,
-                    start=record.start,
-                    step=record.step,
-                    round=record.round,
-                    failure=_too_large(why),
-                    effect="none",
-                    run=CONTEXT_TOO_LARGE,
-                ),
-            )
-        case Compensate():
-            return (
-                CompensationFailed(
-                    saga=record.saga,
-                    version=record.version,
-                    saga_id=record.saga_id,
-                    start=record.start,
-                    step=record.step,
-                    round=record.round,
-                    generation=record.generation,
-                    failure=_too_large(why),
-                    run=CONTEXT_TOO_LARGE,
-                ),
-            )
-        case SagaCompleted():
-            without_effects = msgspec.structs.replace(record, effects={})
-            null = msgspec.Raw(NULL[state.content_type])
-            return (without_effects, msgspec.structs.replace(without_effects, result=null))
-        case SagaCompensated():
-            shorter = msgspec.structs.replace(record, failure=_shortened(record.failure))
-            return (shorter, msgspec.structs.replace(shorter, compensations=()))
-        case SagaStuck():
-            return (msgspec.structs.replace(record, failure=_shortened(record.failure) or record.failure),)
-        case _:
-            return ()
-
-
-def _too_large(why: str) -> Failure:
-    return Failure(kind="rejected", code=CONTEXT_TOO_LARGE, message=why[:_TEXT_MAX])
-
-
-def _shortened(failure: Failure | None) -> Failure | None:
-    if failure is None:
-        return None
-    return msgspec.structs.replace(failure, message=failure.message[:_TEXT_MAX], traceback=None)
-
-
-Work = Callable[[], Coroutine[Any, Any, bool]]
-
-
-async def side_by_side(works: Sequence[Work]) -> list[bool]:
-    """Run all of them to their end, some at a time; the first error ends the others and is raised."""
-    if len(works) == 1:
-        return [await works[0]()]
-    results: list[bool] = []
-    for first in range(0, len(works), AT_ONCE):
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(work(), name="saga-log/append") for work in works[first : first + AT_ONCE]]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        results += [task.result() for task in tasks]
-    return results

@@ -33,9 +33,10 @@ from choreo.observe.metrics import Metrics
 from choreo.saga_log.accounts import Accounts
 from choreo.saga_log.dead_letter import DeadLetters
 from choreo.saga_log.intake import Refused
-from choreo.saga_log.outbound import Outbound, Wanted, side_by_side
+from choreo.saga_log.outbound import Outbound, Wanted
 from choreo.saga_log.ownership import Ownership
 from choreo.saga_log.shard import Applied, Shard, Unsent
+from choreo.saga_log.side_by_side import side_by_side
 from choreo.saga_log.tracers import SagaTracers
 from choreo.store.port import Store
 

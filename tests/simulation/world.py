@@ -599,16 +599,22 @@ class World:
         self._compare_states()
 
     def _not_ready(self) -> str | None:
-        """What a saga-log still folds; lag 0 is what its group has committed, not what it has read."""
+        """What a saga-log still folds or has not saved; lag 0 is what its group has committed, not what it has read."""
         for name, keeper in self._saga_logs.items():
             if reason := keeper.saga_log.not_ready_because():
                 return f"L2 {name} is not ready: {reason}"
+            for tp, shard in keeper.saga_log._own.shards.items():
+                if self._owner(name).owns(tp) and shard.advance() is not None:
+                    return f"L2 {name} has not saved {tp}"
         return None
+
+    def _owner(self, name: str) -> Process:
+        return next(process for process in self._running.values() if process.name == name)
 
     def _compare_states(self) -> None:
         """Of the owners; who has been late for its session still believes in what it has, until it polls again."""
         for name, (saga_log, _, disk, replaced, resting_max) in self._saga_logs.items():
-            owner = next(process for process in self._running.values() if process.name == name)
+            owner = self._owner(name)
             for tp, shard in saga_log._own.shards.items():
                 if not owner.owns(tp):
                     continue

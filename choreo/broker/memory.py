@@ -15,10 +15,10 @@ import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Self
 
+from choreo.broker.embedded.broker import EmbeddedBroker
 from choreo.broker.embedded.changes import Changes
 from choreo.broker.embedded.group import Group, Membership, Standing
 from choreo.broker.embedded.log import Batch
-from choreo.broker.embedded.reading import EmbeddedConsumer, EmbeddedReader
 from choreo.broker.embedded.rules import (
     HEARTBEAT_MS,
     SESSION_TIMEOUT_MS,
@@ -32,7 +32,6 @@ from choreo.broker.embedded.rules import (
 from choreo.broker.partitioning import partition_of_key
 from choreo.broker.port import (
     Appended,
-    AssignmentListener,
     Committed,
     GroupInfo,
     Headers,
@@ -48,13 +47,8 @@ from choreo.url import split_url
 _OPTIONS = {"session_timeout_ms": str(SESSION_TIMEOUT_MS), "heartbeat_ms": str(HEARTBEAT_MS)}
 
 
-class MemoryBroker:
+class MemoryBroker(EmbeddedBroker["MemoryLog"]):
     """A handle on a log in memory."""
-
-    def __init__(self, url: str, log: MemoryLog) -> None:
-        self.url = url
-        self._log = log
-        self._made: list[MemoryProducer | EmbeddedConsumer | EmbeddedReader] = []
 
     @classmethod
     async def open(cls, url: str, *, now_ms: Callable[[], int] | None = None) -> Self:
@@ -90,9 +84,6 @@ class MemoryBroker:
     async def partition_of(self, topic: str, key: str) -> int:
         return partition_of_key(key, self._log.spec(topic).partitions)
 
-    async def offsets(self, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, tuple[int, int]]:
-        return await self._log.offsets(tps)
-
     async def topic_info(self, topic: str) -> TopicInfo:
         return info_of(self._log.spec(topic))
 
@@ -103,32 +94,6 @@ class MemoryBroker:
         producer = MemoryProducer(self._log)
         self._keep(producer)
         return producer
-
-    async def consumer(
-        self,
-        group: str,
-        topics: Collection[str],
-        *,
-        on_assigned: AssignmentListener,
-        on_revoked: AssignmentListener,
-    ) -> EmbeddedConsumer:
-        consumer = EmbeddedConsumer(self._log, group, topics, on_assigned, on_revoked)
-        await consumer.join()
-        self._keep(consumer)
-        return consumer
-
-    async def reader(self) -> EmbeddedReader:
-        reader = EmbeddedReader(self._log)
-        self._keep(reader)
-        return reader
-
-    def _keep(self, made: MemoryProducer | EmbeddedConsumer | EmbeddedReader) -> None:
-        self._made = [*(each for each in self._made if not each.closed), made]
-
-    async def close(self) -> None:
-        made, self._made = self._made, []
-        for each in made:
-            await each.close()
 
 
 class MemoryProducer:

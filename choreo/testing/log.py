@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from choreo.broker.embedded.reading import EmbeddedConsumer, EmbeddedReader
 from choreo.broker.memory import MemoryBroker, MemoryLog
-from choreo.broker.port import Appended, AssignmentListener, Headers, Message, TopicPartition
+from choreo.broker.port import Appended, Headers, Message, TopicPartition
 from choreo.broker.topics import is_saga_topic
 
 FAR_S = 10.0**7
@@ -71,24 +71,8 @@ class PatientConsumer(EmbeddedConsumer):
 class JournalBroker(MemoryBroker):
     """A handle on a journal."""
 
+    consumer_type = PatientConsumer
+    reader_type = PatientReader
+
     def __init__(self, journal: Journal) -> None:
         super().__init__("memory://runner", journal)
-        self._journal = journal
-
-    async def consumer(
-        self,
-        group: str,
-        topics: Collection[str],
-        *,
-        on_assigned: AssignmentListener,
-        on_revoked: AssignmentListener,
-    ) -> PatientConsumer:
-        consumer = PatientConsumer(self._journal, group, topics, on_assigned, on_revoked)
-        await consumer.join()
-        self._keep(consumer)
-        return consumer
-
-    async def reader(self) -> PatientReader:
-        reader = PatientReader(self._journal)
-        self._keep(reader)
-        return reader

@@ -1,4 +1,4 @@
-"""Commands of a page, run as a person's shell would, with the project's interpreter first on the path."""
+"""Commands as people run them: those of a page in a shell, those of a deployed system as its processes are run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,24 @@ import sys
 import tempfile
 from pathlib import Path
 
+from deploy.run_procfile import executable
+
 ROOT = Path(__file__).parents[2]
+
+
+def run_deployed(command: list[str], environment: dict[str, str], *, status: int = 0) -> str:
+    """All that a command of a deployed system says, which ends with that status."""
+    done = subprocess.run(
+        executable(command),
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def run_in_shell(script: str, directory: Path, *, timeout_s: float = 100) -> str:

@@ -22,8 +22,9 @@ from choreo.messages.codec import encode
 from choreo.messages.headers import JSON, make_headers
 from choreo.messages.records import Failure, StepFailed
 from choreo.observe.metrics import Metrics
-from deploy.run_procfile import Processes, executable, free_ports
+from deploy.run_procfile import Processes, free_ports
 from services.order import ORDER
+from tests.e2e.shell import run_deployed
 from tests.e2e.test_demo import is_running
 from tests.e2e.test_deploy_files import CHOREO, LABELS, ONCE, OURS, QUERIES, ROOT, parts
 
@@ -42,20 +43,6 @@ def on_this_machine(name: str, kafka_url: str, directory: Path) -> dict[str, str
     for there, ours in here.items():
         found = {variable: value.replace(there, ours) for variable, value in found.items()}
     return found
-
-
-def run(command: list[str], environment: dict[str, str], *, status: int = 0) -> str:
-    done = subprocess.run(
-        executable(command),
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 async def forge(kafka_url: str, directory: Path) -> None:
@@ -84,8 +71,8 @@ def test_every_container_s_command_and_environment_gets_ready_does_its_job_and_b
     kafka_url: str, tmp_path: Path
 ) -> None:
     keys, bootstrap = (shlex.split(CHOREO[name]["command"]) for name in ONCE)
-    run([*keys[:-1], str(tmp_path / "keys")], {})
-    run(bootstrap, on_this_machine("bootstrap", kafka_url, tmp_path))
+    run_deployed([*keys[:-1], str(tmp_path / "keys")], {})
+    run_deployed(bootstrap, on_this_machine("bootstrap", kafka_url, tmp_path))
     exposed: set[str] = set()
     with ExitStack() as stack:
         running: dict[str, Processes] = {}
@@ -108,9 +95,11 @@ def test_every_container_s_command_and_environment_gets_ready_does_its_job_and_b
         client = on_this_machine("client", kafka_url, tmp_path)
         start = [*CHOREO["client"]["entrypoint"], "start", "services.order:ORDER"]
         asyncio.run(forge(kafka_url, tmp_path))
-        assert "completed" in run([*start, "{}", "--wait", "--id", "forged"], client)
-        assert "compensated" in run([*start, '{"trouble": {"depot_closed": true}}', "--wait"], client, status=1)
-        letters = run(["choreo", "dead-letters", "list", "order"], client)
+        assert "completed" in run_deployed([*start, "{}", "--wait", "--id", "forged"], client)
+        assert "compensated" in run_deployed(
+            [*start, '{"trouble": {"depot_closed": true}}', "--wait"], client, status=1
+        )
+        letters = run_deployed(["choreo", "dead-letters", "list", "order"], client)
         assert letters.count("may not write step_failed of step 'reserve_stock'") == 1, letters
     asked = {
         part.name

@@ -27,8 +27,9 @@ from choreo.cli.names import load_parts
 from choreo.cli.settings import SETTINGS, read
 from choreo.saga_log.runtime import GROUP
 from deploy.kafka.local_kafka import LocalKafkaError
-from deploy.run_procfile import ROOT, Processes, executable, free_ports
+from deploy.run_procfile import ROOT, Processes, free_ports
 from tests.conftest import USE
+from tests.e2e.shell import run_deployed
 from tests.secure_kafka import SecureKafka, password_of
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -282,9 +283,9 @@ def test_what_is_deployed_runs_sagas_with_the_rights_it_has(postgres_url: str, t
     with ExitStack() as stack:
         stack.callback(kafka.kafka.stop)
         asyncio.run(kafka.allow(roles))
-        once(["choreo", "keys", "init", *PARTS, "--directory", str(tmp_path / "keys")], {})
+        run_deployed(["choreo", "keys", "init", *PARTS, "--directory", str(tmp_path / "keys")], {})
         environments = {name: environment_of(name, kafka, tmp_path / "run", url) for name in WORKLOADS}
-        once(container(WORKLOADS["bootstrap"])["args"], environments["bootstrap"])
+        run_deployed(container(WORKLOADS["bootstrap"])["args"], environments["bootstrap"])
         running = []
         for name, port in zip(("saga-log", *STEP_SERVICES), free_ports(5), strict=True):
             command = {name: container(WORKLOADS[name])["args"]}
@@ -307,8 +308,10 @@ def test_what_is_deployed_runs_sagas_with_the_rights_it_has(postgres_url: str, t
         ours.write_text(own.replace("/keys/bootstrap/", "/keys/client/"))
         client["CHOREO_CONFIG"] = str(ours)
         start = ["choreo", "start", "services.order:ORDER"]
-        assert "completed" in once([*start, "{}", "--wait"], client)
-        assert "compensated" in once([*start, '{"trouble": {"depot_closed": true}}', "--wait"], client, status=1)
+        assert "completed" in run_deployed([*start, "{}", "--wait"], client)
+        assert "compensated" in run_deployed(
+            [*start, '{"trouble": {"depot_closed": true}}', "--wait"], client, status=1
+        )
         with psycopg.connect(store) as connection:
             assert connection.execute("SELECT count(*) FROM sagas").fetchone() == (2,)
         operator = {
@@ -316,18 +319,4 @@ def test_what_is_deployed_runs_sagas_with_the_rights_it_has(postgres_url: str, t
             "CHOREO_KAFKA_USERNAME": "choreo-operator",
             "CHOREO_KAFKA_PASSWORD": password_of("choreo-operator"),
         }
-        assert "0 dead letter(s)" in once(["choreo", "dead-letters", "list", "order"], operator)
-
-
-def once(command: list[str], environment: dict[str, str], *, status: int = 0) -> str:
-    done = subprocess.run(
-        executable(command),
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout + done.stderr
+        assert "0 dead letter(s)" in run_deployed(["choreo", "dead-letters", "list", "order"], operator)

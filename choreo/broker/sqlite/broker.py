@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Self, TypeVar
 from urllib.parse import unquote
 
+from choreo.broker.embedded.broker import EmbeddedBroker
 from choreo.broker.embedded.changes import Changes
 from choreo.broker.embedded.group import Group, Membership, Standing
 from choreo.broker.embedded.log import Batch
-from choreo.broker.embedded.reading import EmbeddedConsumer, EmbeddedReader
 from choreo.broker.embedded.rules import HEARTBEAT_MS, SESSION_TIMEOUT_MS, info_of, options_of, session_times
 from choreo.broker.partitioning import partition_of_key
 from choreo.broker.port import (
     Appended,
-    AssignmentListener,
     Committed,
     GroupInfo,
     Headers,
@@ -44,13 +43,8 @@ _OPTIONS = {
 _FLUSH_DEADLINE_S = 10.0
 
 
-class SqliteBroker:
+class SqliteBroker(EmbeddedBroker["SqliteLog"]):
     """A handle on a log in a file."""
-
-    def __init__(self, url: str, log: SqliteLog) -> None:
-        self.url = url
-        self._log = log
-        self._made: list[SqliteProducer | EmbeddedConsumer | EmbeddedReader] = []
 
     @classmethod
     async def open(cls, url: str, *, clock: Clock | None = None) -> Self:
@@ -90,9 +84,6 @@ class SqliteBroker:
     async def partition_of(self, topic: str, key: str) -> int:
         return partition_of_key(key, await self._log.partitions(topic))
 
-    async def offsets(self, tps: Collection[TopicPartition]) -> Mapping[TopicPartition, tuple[int, int]]:
-        return await self._log.offsets(tps)
-
     async def topic_info(self, topic: str) -> TopicInfo:
         return info_of(await self._log.look(lambda snapshot: snapshot.topic(topic)))
 
@@ -104,30 +95,8 @@ class SqliteBroker:
         self._keep(producer)
         return producer
 
-    async def consumer(
-        self,
-        group: str,
-        topics: Collection[str],
-        *,
-        on_assigned: AssignmentListener,
-        on_revoked: AssignmentListener,
-    ) -> EmbeddedConsumer:
-        consumer = EmbeddedConsumer(self._log, group, topics, on_assigned, on_revoked)
-        await consumer.join()
-        self._keep(consumer)
-        return consumer
-
-    async def reader(self) -> EmbeddedReader:
-        reader = EmbeddedReader(self._log)
-        self._keep(reader)
-        return reader
-
-    def _keep(self, made: SqliteProducer | EmbeddedConsumer | EmbeddedReader) -> None:
-        self._made = [*(each for each in self._made if not each.closed), made]
-
     async def close(self) -> None:
-        made, self._made = self._made, []
-        await asyncio.gather(*(each.close() for each in made))
+        await super().close()
         await self._log.close()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from choreo.contract.policy import duration_text
-from choreo.contract.saga import Saga
+from choreo.contract.saga import Saga, StepSpec
 from choreo.core.state import Instance, Key, SagaState
 from choreo.messages.records import CompensationFailed, Failure, RoundStarted, StepFailed
 
@@ -21,10 +21,9 @@ class Timer(NamedTuple):
     record: StepFailed | CompensationFailed | RoundStarted
 
 
-def step_due_ms(contract: Saga, step: str, at_ms: int, saga_due_ms: int) -> int:
+def step_due_ms(step: StepSpec, at_ms: int, saga_due_ms: int) -> int:
     """The due of a step whose trigger was appended then."""
-    deadline_ms = contract[step].deadline_ms
-    return saga_due_ms if deadline_ms is None else min(saga_due_ms, at_ms + deadline_ms)
+    return saga_due_ms if step.deadline_ms is None else min(saga_due_ms, at_ms + step.deadline_ms)
 
 
 def settle_due_ms(contract: Saga, state: SagaState, instance: Instance) -> int:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import types
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Executor
 from contextvars import copy_context
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from choreo.step.verdict import Reject
@@ -114,10 +115,12 @@ async def call_in_thread(
 
 
 class Begun(NamedTuple):
-    """A call whose first step was taken, and has not returned a value.
+    """A call whose first step was taken.
 
     Attributes:
-        error: what it raised; if nothing, it waits.
+        error: what it raised.
+        waits_for, steps: what it waits for, and its further steps; ``None`` if it has ended.
+        value: what it returned, if it has ended and raised nothing.
     """
 
     error: BaseException | None
@@ -125,6 +128,12 @@ class Begun(NamedTuple):
     steps: Steps | None
     limit_s: float
     code: str
+    value: Any = None
+
+    @classmethod
+    def ended(cls, value: Any) -> Begun:
+        """One that has returned."""
+        return cls(None, None, None, 0.0, "", value)
 
     def __repr__(self) -> str:
         return "Begun()"  # the error and the frames are the user's, and may hold what is not for a log
@@ -132,7 +141,7 @@ class Begun(NamedTuple):
     async def end(self) -> tuple[Any, BaseException | None]:
         """Go on with it, in the task in which it began: what it returned, what it raised."""
         if self.steps is None:
-            return None, self.error
+            return self.value, self.error
         return await _call_waiting(self.waits_for, self.steps, self.limit_s, self.code)
 
 
@@ -174,7 +183,7 @@ async def _call_waiting(waits_for: Any, steps: Steps, limit_s: float, code: str)
     cancellations = task.cancelling()
     try:
         async with asyncio.timeout(limit_s) as scope:
-            return await _the_rest(waits_for, steps), None
+            return await drive(steps, lambda: waits_for), None
     except asyncio.CancelledError as error:
         if task.cancelling() > cancellations:
             raise  # we are told to end
@@ -187,18 +196,31 @@ async def _call_waiting(waits_for: Any, steps: Steps, limit_s: float, code: str)
         return None, error
 
 
+def _plainly(step: Callable[[], Any]) -> Any:
+    return step()
+
+
 @types.coroutine
-def _the_rest(waits_for: Any, steps: Steps) -> Steps:
-    """Go on with an awaitable whose first step was taken, and waits for something."""
-    try:
-        yield waits_for
-    except GeneratorExit:
-        steps.close()
-        raise
-    except BaseException as thrown:  # noqa: BLE001  # a cancellation; it is the awaitable's to answer
+def drive(
+    steps: Steps | Coroutine[Any, Any, Any], step: Callable[[], Any], run: Callable[[Callable[[], Any]], Any] = _plainly
+) -> Steps:
+    """Take an awaitable's steps, from ``step`` on, as awaiting it would.
+
+    Args:
+        step: takes the next one; it gives what is waited for then, as ``steps.send`` does.
+        run: takes a step in its own way, as in a context.
+    """
+    while True:
         try:
-            waits_for = steps.throw(thrown)
+            waits_for = run(step)
         except StopIteration as ended:
             return ended.value
-        return (yield from _the_rest(waits_for, steps))
-    return (yield from steps)
+        try:
+            yield waits_for
+        except GeneratorExit:
+            steps.close()
+            raise
+        except BaseException as thrown:  # noqa: BLE001  # a cancellation; it is the awaitable's to answer
+            step = partial(steps.throw, thrown)
+        else:
+            step = partial(steps.send, None)

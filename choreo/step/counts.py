@@ -45,13 +45,15 @@ class StepCounts:
         self.running = 0
         metrics.step_in_flight.labels(saga, step).set_function(lambda: self.running)
         self.compensations = {
-            result: metrics.compensations.labels(saga, step, result) for result in get_args(CompensationResult)
+            result: tallies.of(metrics.compensations.labels(saga, step, result))
+            for result in get_args(CompensationResult)
         }
         self.compensation_attempts = {
             result: tallies.of(metrics.compensation_attempts.labels(saga, step, result))
             for result in get_args(AttemptResult)
         }
-        self.compensation_duration = metrics.compensation_duration.labels(saga, step)
+        self._undone = metrics.compensation_duration.labels(saga, step)
+        self._undone_plain = tallies.observations(self._undone, STEP_BUCKETS_S)
 
     def ended(self, result: Literal["completed", "failed"], seconds: float, traceparent: bytes | None) -> None:
         """A run of the step took so long. What is traced is an exemplar, so it is shown as it is."""
@@ -59,3 +61,10 @@ class StepCounts:
             self._durations[result].observe(seconds)
         else:
             self.durations[result].observe(seconds, exemplar_of(traceparent))
+
+    def undone(self, seconds: float, traceparent: bytes | None) -> None:
+        """A run of the compensation took so long; likewise."""
+        if traceparent is None:
+            self._undone_plain.observe(seconds)
+        else:
+            self._undone.observe(seconds, exemplar_of(traceparent))

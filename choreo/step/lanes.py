@@ -12,7 +12,6 @@ own, as a handler must have one (time-outs and cancellation are a task's), and a
 from __future__ import annotations
 
 import asyncio
-import types
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine
@@ -20,7 +19,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
-from choreo.step.call import Steps
+from choreo.step.call import drive
 from choreo.step.route import Delivery
 
 CANCEL_TIMEOUT_S = 2.0  # for a cancelled handler to clean up
@@ -45,8 +44,8 @@ class Sent(ABC):
         """The acknowledgement has come, or never will: do what is left, or say it if it has to be waited for."""
 
 
-Begin = Callable[[Delivery, "Lane"], Sent | Work]
-"""Begins what a delivery asks for, in a task, and says what is left."""
+Begin = Callable[[Delivery, "Lane"], Sent | Work | None]
+"""Begins what a delivery asks for, in a task, and says what is left; ``None`` if that is nothing."""
 
 
 class Slots:
@@ -223,6 +222,9 @@ class Lanes:
             except BaseException:
                 del self._lanes[lane.key]
                 raise
+            if begun is None:
+                self._ended(lane)
+                continue
             if isinstance(begun, Sent):
                 lane.sent = begun
                 begun.acknowledgement.add_done_callback(partial(self._acknowledged, lane, begun), context=context)
@@ -238,7 +240,7 @@ class Lanes:
         assert task is not None, "a coroutine runs in one"
         task.set_name(f"lane/{self._name}/{lane.key[1]}")
         try:
-            await _in_context(work, context)
+            await drive(work, partial(work.send, None), context.run)
         except BaseException:
             del self._lanes[lane.key]
             raise
@@ -286,23 +288,3 @@ class Lanes:
 
 async def _fail(error: BaseException) -> None:
     raise error
-
-
-@types.coroutine
-def _in_context(work: Work, context: Context) -> Steps:
-    """Await a coroutine in another context than the task's."""
-    step = partial(work.send, None)
-    while True:
-        try:
-            waits_for = context.run(step)
-        except StopIteration:
-            return
-        try:
-            yield waits_for
-        except GeneratorExit:
-            work.close()
-            raise
-        except BaseException as thrown:  # noqa: BLE001  # a cancellation; it is the coroutine's to answer
-            step = partial(work.throw, thrown)
-        else:
-            step = partial(work.send, None)

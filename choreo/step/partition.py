@@ -109,7 +109,7 @@ class Partition:
         """Stop, and end what is in work: by itself if it does in time, cancelled otherwise. See ``Lanes.drain``."""
         return await self._lanes.drain(timeout_s)
 
-    def _begin(self, delivery: Delivery, lane: Lane) -> Sent | Work:
+    def _begin(self, delivery: Delivery, lane: Lane) -> Sent | Work | None:
         message = delivery.message
         about_from_here(
             service=self._service,

@@ -1,45 +1,48 @@
-"""Steps that are done in one go: from the bytes of a trigger to those of its answer in plain calls, without a wait.
+"""The short way: a handler that ends without a wait, and its answer in the producer's batch, in plain calls.
 
-That is what most records of a busy service come to, so it is what a service's throughput is made of; here it reads in
-one sitting. Whatever is not that simple (a record that is no fresh trigger, a handler that raises or waits, an answer
-that cannot be written, or is not acknowledged) goes on in ``perform``, from where it has got to. It is the same work
-with the same outcome; only the way is shorter. Nobody else may have a part in it: no inbox, no tracer, no cancelling.
+That is what most records of a busy service come to, whether they ask for a step or for its undoing, so it is what a
+service's throughput is made of; here it reads in one sitting. Whatever is not that simple (a handler that waits, or
+may be called again; an answer that asks for more, cannot be written, or is not acknowledged) goes on the long way, from
+where the short one has got to. It is the same work with the same outcome. Nobody else may have a part in it: no inbox,
+no tracer, no cancelling.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from choreo.broker.port import Appended, Message
 from choreo.clock import Clock
-from choreo.errors import BrokerError, Undecodable, Unencodable
-from choreo.messages.codec import decode_whole
-from choreo.messages.records import StepCompleted, StepFailed
-from choreo.step.answer import answer_of_step
+from choreo.errors import BrokerError, Unencodable
+from choreo.observe.metrics import AttemptResult
+from choreo.observe.tally import Tally
 from choreo.step.answered import Instance
 from choreo.step.attempts import Ended
 from choreo.step.call import Begun, begin_async, limit_of
-from choreo.step.context import Context
+from choreo.step.context import BaseContext
 from choreo.step.counts import StepCounts
-from choreo.step.job import StepJob
+from choreo.step.handler import Handler
+from choreo.step.job import CompensationJob, StepJob
 from choreo.step.lanes import Lane, Sent, Work
 from choreo.step.place import Place
 from choreo.step.publish import Publisher
-from choreo.step.route import Delivery
+from choreo.step.reply import Reply
 from choreo.step.service import Hosted
-from choreo.step.trigger import TRIGGERS, is_trigger, round_of, step_job
+
+J = TypeVar("J", bound=StepJob | CompensationJob)
+R = TypeVar("R", bound=Reply)
 
 
-class Run(NamedTuple):
-    """A run of a step.
+class Run(NamedTuple, Generic[J]):
+    """A run: of a step, or of its compensation.
 
     Attributes:
         began: on the monotonic clock, in seconds.
     """
 
-    job: StepJob
+    job: J
     hosted: Hosted
     counts: StepCounts
     instance: Instance
@@ -49,129 +52,120 @@ class Run(NamedTuple):
     began: float
 
 
-GoOn = Callable[[Run, Begun], Work]
-"""Goes on with a handler that has raised or waits. It has a slot of its lane."""
+class LongWay(Protocol[J, R]):
+    """What steps and compensations do each in its own manner, and what has to be waited for.
 
-Conclude = Callable[[Run, StepCompleted | StepFailed, Ended], Work]
-"""Sends the answer, whatever it takes, and does what there is to do then."""
+    Attributes:
+        definite: exceptions after which the handler is not called again.
+    """
+
+    definite: tuple[type[BaseException], ...]
+
+    def answer(self, job: J, ended: Ended) -> R | None:
+        """What is answered; ``None`` if that takes more than a record."""
+        ...
+
+    def go_on(self, run: Run[J], begun: Begun | None = None) -> Work:
+        """Run the handler, whatever it takes. One that has begun has a slot of its lane."""
+        ...
+
+    def conclude(self, run: Run[J], answer: R, ended: Ended) -> Work:
+        """Send the answer, whatever it takes, and do what there is to do then."""
+        ...
+
+    def concluded(self, run: Run[J], answer: R, ended: Ended) -> None:
+        """The answer is in the log."""
+        ...
 
 
-class QuickSteps:
-    """Those steps of a service that may be done in one go."""
+class Quick(Generic[J, R]):
+    """The short way of one service's steps, or of its compensations."""
 
     def __init__(
         self,
-        steps: dict[tuple[str, int, str], tuple[Hosted, StepCounts]],
         publisher: Publisher,
+        context: Callable[[J, int, float, Clock], BaseContext[J]],
+        otherwise: LongWay[J, R],
         *,
         clock: Clock,
-        draw_run: Callable[[], str],
-        go_on: GoOn,
-        conclude: Conclude,
+        guard: Callable[[Work, Run[J]], Work],
     ) -> None:
-        """Equip them.
+        """Open it.
 
         Args:
-            steps: by saga, version and name; their handlers are async.
-            draw_run: gives the run ids of answers.
-            go_on, conclude: the longer ways.
+            context: makes the context of an attempt: the class of it.
+            otherwise: the long way.
+            guard: around work that nobody else guards against faults of ours.
         """
-        self._steps = steps
         self._publisher = publisher
+        self._context = context
+        self._otherwise = otherwise
         self._clock = clock
-        self._draw_run = draw_run
-        self._go_on = go_on
-        self._conclude = conclude
+        self._guard = guard
 
-    def begin(  # noqa: C901  # a list of conditions, each with a return
-        self, delivery: Delivery, lane: Lane, place: Place
-    ) -> Sent | Work | None:
-        """Do what the record asks of the step, as far as that needs no wait. In a task.
-
-        Returns what is left to do; ``None`` if nothing was done, and all is left.
-        """
-        message, step = delivery
+    def begin(self, run: Run[J], handler: Handler, attempts: Mapping[AttemptResult, Tally]) -> Sent | Work:
+        """Run an async handler and answer, as far as that needs no wait; what is left. In a task."""
+        otherwise, job, now = self._otherwise, run.job, run.began
+        if now >= job.due_at or not run.lane.slots.try_take():
+            return otherwise.go_on(run)
+        limit_s, code = limit_of(run.hosted.step.timeout_ms / 1_000, job.due_at - now)
+        value, begun = begin_async(handler, self._context(job, 1, now + limit_s, self._clock), limit_s, code)
+        if begun is not None and not isinstance(begun.error, otherwise.definite):
+            return otherwise.go_on(run, begun)
+        error = None if begun is None else begun.error
+        duration_ms = round((self._clock.monotonic() - now) * 1_000)
+        ended = Ended(value, error, 1, duration_ms, in_doubt=False, lingering=None)
+        answer = otherwise.answer(job, ended)
+        if answer is None:
+            return otherwise.go_on(run, begun or Begun.ended(value))
+        run.lane.slots.give_back()
+        attempts["ok" if error is None else "rejected"].inc()
         try:
-            record, content_type, traceparent = decode_whole(message.key, message.value, message.headers)
-        except Undecodable:
-            return None
-        found = self._steps.get((record.saga, record.version, step))
-        if found is None or not isinstance(record, TRIGGERS) or record.saga != place.saga:
-            return None
-        hosted, counts = found
-        if not is_trigger(record, hosted.saga, step):
-            return None
-        if isinstance(record, StepCompleted) and record.is_late(message.timestamp_ms):
-            return None
-        instance = Instance(message.key, record.start, step, round_of(record))
-        if place.answered.get(instance) is not None:
-            return None
-        now = self._clock.monotonic()
-        job = step_job(record, hosted, self._draw_run(), message, place, now, content_type, traceparent)
-        if now >= job.due_at or not lane.slots.try_take():
-            return None
-        counts.delay.observe(max(0.0, (self._clock.now_ms() - message.timestamp_ms) / 1_000))
-        limit_s, code = limit_of(hosted.step.timeout_ms / 1_000, job.due_at - now)
-        value, begun = begin_async(hosted.handler, Context(job, 1, now + limit_s, self._clock), limit_s, code)
-        run = Run(job, hosted, counts, instance, message, place, lane, now)
-        if begun is not None:
-            return self._go_on(run, begun)
-        lane.slots.give_back()
-        counts.attempts["ok"].inc()
-        ended = Ended(value, None, 1, round((self._clock.monotonic() - now) * 1_000), in_doubt=False, lingering=None)
-        outcome = answer_of_step(job, ended)
-        if not isinstance(outcome, StepCompleted):
-            return self._conclude(run, outcome, ended)
-        try:
-            sent = self._publisher.begin(message.topic, outcome, content_type=content_type, traceparent=traceparent)
+            sent = self._publisher.begin(
+                run.message.topic, answer, content_type=job.content_type, traceparent=job.traceparent
+            )
         except (Unencodable, BrokerError):
-            return self._conclude(run, outcome, ended)
+            return otherwise.conclude(run, answer, ended)
         if not isinstance(sent, asyncio.Future):
-            return self._see_through(run, outcome, ended, sent)
-        return _Answered(self, run, outcome, ended, sent)
+            return self._see_through(run, answer, ended, sent)
+        return _Answered(self, run, answer, ended, sent)
 
-    async def _see_through(self, run: Run, outcome: StepCompleted, ended: Ended, sent: Awaitable[Appended]) -> None:
+    async def _see_through(self, run: Run[J], answer: R, ended: Ended, sent: Awaitable[Appended]) -> None:
         try:
             appended = await sent
         except BrokerError:
-            await self.failed(run, outcome, ended)
+            await self.failed(run, answer, ended)
         else:
-            self.acknowledged(run, ended, appended)
+            self.acknowledged(run, answer, ended, appended)
 
-    def acknowledged(self, run: Run, ended: Ended, appended: Appended) -> None:
-        """The answer of a step that has completed is in the log."""
+    def acknowledged(self, run: Run[J], answer: R, ended: Ended, appended: Appended) -> None:
+        """The answer is in the log."""
         self._publisher.count(appended.topic)
         run.place.time.see(appended.timestamp_ms, self._clock.monotonic())
         run.place.answered.settle(run.instance)
-        run.counts.ended("completed", ended.duration_ms / 1_000, run.job.traceparent)
-        run.counts.events["completed"].inc()
+        self._otherwise.concluded(run, answer, ended)
 
-    def failed(self, run: Run, outcome: StepCompleted, ended: Ended) -> Work:
+    def failed(self, run: Run[J], answer: R, ended: Ended) -> Work:
         """The answer is not in the log, or nobody knows."""
         self._publisher.count_error(run.message.topic)
-        return self._conclude(run, outcome, ended)
+        return self._guard(self._otherwise.conclude(run, answer, ended), run)
 
 
-class _Answered(Sent):
-    __slots__ = ("_ended", "_outcome", "_run", "_steps", "acknowledgement")
+class _Answered(Sent, Generic[J, R]):
+    __slots__ = ("_answer", "_ended", "_run", "_way", "acknowledgement")
 
     def __init__(
-        self,
-        steps: QuickSteps,
-        run: Run,
-        outcome: StepCompleted,
-        ended: Ended,
-        acknowledgement: asyncio.Future[Appended],
+        self, way: Quick[J, R], run: Run[J], answer: R, ended: Ended, acknowledgement: asyncio.Future[Appended]
     ) -> None:
-        self._steps = steps
+        self._way = way
         self._run = run
-        self._outcome = outcome
+        self._answer = answer
         self._ended = ended
         self.acknowledgement = acknowledgement
 
     def acknowledged(self) -> Work | None:
         acknowledgement = self.acknowledgement
         if acknowledgement.cancelled() or acknowledgement.exception() is not None:
-            return self._steps.failed(self._run, self._outcome, self._ended)
-        self._steps.acknowledged(self._run, self._ended, acknowledgement.result())
+            return self._way.failed(self._run, self._answer, self._ended)
+        self._way.acknowledged(self._run, self._answer, self._ended, acknowledgement.result())
         return None

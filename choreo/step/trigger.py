@@ -10,7 +10,7 @@ from choreo.broker.port import Message
 from choreo.contract.policy import NO_DUE_MS
 from choreo.contract.saga import Saga
 from choreo.core import start
-from choreo.messages.codec import content_type_of
+from choreo.core.due import step_due_ms
 from choreo.messages.records import Compensate, Execute, SagaStarted, StepCompleted
 from choreo.step.job import CompensationJob, StepJob
 from choreo.step.place import Place
@@ -60,10 +60,8 @@ def step_job(
     else:
         effects, saga_due_ms = record.effects, record.saga_due_ms
     step = hosted.step
-    if step.name in hosted.saga.forward_only:
-        due_ms = NO_DUE_MS  # a pivot, or behind it: deadlines only alert (rule 17)
-    else:
-        due_ms = saga_due_ms if step.deadline_ms is None else min(append_ms + step.deadline_ms, saga_due_ms)
+    is_bound = step.name not in hosted.saga.forward_only  # a pivot, or behind it: deadlines only alert (rule 17)
+    due_ms = step_due_ms(step, append_ms, saga_due_ms) if is_bound else NO_DUE_MS
     return StepJob(
         saga=hosted.saga,
         step=step,
@@ -85,7 +83,14 @@ def step_job(
 
 
 def compensation_job(
-    record: Compensate, hosted: Hosted, run: str, message: Message, place: Place, now: float
+    record: Compensate,
+    hosted: Hosted,
+    run: str,
+    message: Message,
+    place: Place,
+    now: float,
+    content_type: str,
+    traceparent: bytes | None,
 ) -> CompensationJob:
     """What the command asks for, at ``now`` on the monotonic clock."""
     due_ms = message.timestamp_ms + record.deadline_ms
@@ -101,8 +106,8 @@ def compensation_job(
         input=record.input,
         effects=record.effects,
         signals=record.signals,
-        content_type=content_type_of(message.headers),
-        traceparent=message.header("traceparent"),
+        content_type=content_type,
+        traceparent=traceparent,
         generation=record.generation,
         effect=record.effect,
         failure=record.failure,

@@ -151,7 +151,7 @@ async def test_the_inbox_vouches_for_runs_that_were_cut_off(bank: Bank) -> None:
     bank.during = fail
     world = await make_world()
     await world.send(trigger())  # in the log before the partition is ours: perhaps a redelivery
-    with patch("choreo.step.perform.Performer._publish_outcome"), patch("choreo.step.recorder.Recorder.conclude"):
+    with patch("choreo.step.running.Runner._publish"), patch("choreo.step.recorder.Recorder.conclude"):
         async with running(world, bank.service(), options=UNCOMMITTED) as handle:
             await until(lambda: raised)
             await handle.crash()

@@ -30,10 +30,10 @@ from choreo.step.cancelling import StepCancelled
 from choreo.step.job import Job
 from choreo.step.lanes import Lane, Lanes
 from choreo.step.partition import Partition
-from choreo.step.perform import Performer
 from choreo.step.publish import Publisher
-from choreo.step.quick import QuickSteps
+from choreo.step.quick import Quick
 from choreo.step.route import Delivery
+from choreo.step.running import Runner
 from choreo.store.memory import MemoryStore
 from choreo.store.port import Advance
 
@@ -152,17 +152,17 @@ def answer_taken_as_sent() -> Any:
             except _GaveUp:
                 return None
 
-    async def taken(self: QuickSteps, run: Any, outcome: Any, ended: Any, sent: Any) -> None:
+    async def taken(self: Quick[Any, Any], run: Any, outcome: Any, ended: Any, sent: Any) -> None:
         try:
             appended = await sent
         except BrokerError:
             run.place.answered.settle(run.instance)
         else:
-            self.acknowledged(run, ended, appended)
+            self.acknowledged(run, outcome, ended, appended)
 
     both = ExitStack()
     both.enter_context(patch.object(Publisher, "send", once))
-    both.enter_context(patch.object(QuickSteps, "_see_through", taken))
+    both.enter_context(patch.object(Quick, "_see_through", taken))
     return both
 
 
@@ -250,14 +250,14 @@ def key_without_the_start() -> Any:
 
 def late_completion_triggers() -> Any:
     """A worker goes on from a completion that came after its due."""
-    run = Performer._run_step
+    begin = Runner.begin
 
-    async def unaware(self: Performer, record: Any, *args: Any) -> None:
+    def unaware(self: Runner, record: Any, *args: Any) -> Any:
         if isinstance(record, StepCompleted):
             record = msgspec.structs.replace(record, due_ms=2**53)
-        await run(self, record, *args)
+        return begin(self, record, *args)
 
-    return patch.object(Performer, "_run_step", unaware)
+    return patch.object(Runner, "begin", unaware)
 
 
 def settled_before_its_lane() -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import wraps
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import pytest
@@ -20,15 +22,30 @@ class Charge(msgspec.Struct):
     charge: str
 
 
-async def undo(function: Any, **changes: Any) -> StepCompensated | CompensationFailed:
-    """The answer to one Compensate."""
-    world = await make_world()
-    async with running(world, payment(undo=function)):
-        await world.send(compensate(**changes))
-        return (await world.answers((StepCompensated, CompensationFailed)))[0]
+class Undo(Protocol):
+    def __call__(
+        self, function: Callable[..., Any], **changes: Any
+    ) -> Awaitable[StepCompensated | CompensationFailed]: ...
 
 
-async def test_a_compensation_that_returns_nothing_has_undone_the_step() -> None:
+@pytest.fixture(params=["in a thread", "in one go"])
+def undo(request: pytest.FixtureRequest) -> Undo:
+    """Gives the answer to one Compensate, of a function that is called as it is, or is made async."""
+
+    async def answer(function: Callable[..., Any], **changes: Any) -> StepCompensated | CompensationFailed:
+        @wraps(function)
+        async def in_one_go(*args: Any, **keywords: Any) -> Any:
+            return function(*args, **keywords)
+
+        world = await make_world()
+        async with running(world, payment(undo=function if request.param == "in a thread" else in_one_go)):
+            await world.send(compensate(**changes))
+            return (await world.answers((StepCompensated, CompensationFailed)))[0]
+
+    return answer
+
+
+async def test_a_compensation_that_returns_nothing_has_undone_the_step(undo: Undo) -> None:
     def refund() -> None: ...
 
     answer = await undo(refund, generation=3)
@@ -58,7 +75,7 @@ async def test_a_step_without_a_compensation_can_be_asked_to_settle() -> None:
     assert not answer.undone
 
 
-async def test_a_compensation_is_told_effect_failure_and_context() -> None:
+async def test_a_compensation_is_told_effect_failure_and_context(undo: Undo) -> None:
     seen: dict[str, Any] = {}
 
     def refund(ctx: CompensationContext) -> None:
@@ -124,10 +141,10 @@ async def test_a_compensation_is_told_whether_it_may_continue(
     assert seen == [may]
 
 
-async def test_a_step_that_never_completed_has_no_effect_to_show() -> None:
+async def test_a_step_that_never_completed_has_no_effect_to_show(undo: Undo) -> None:
     seen: list[Any] = []
 
-    async def refund(ctx: CompensationContext) -> NothingToUndo:
+    def refund(ctx: CompensationContext) -> NothingToUndo:
         seen.append((ctx.effect, ctx.effect_as(Charge), ctx.failure, ctx.own))
         return NothingToUndo()
 
@@ -137,7 +154,7 @@ async def test_a_step_that_never_completed_has_no_effect_to_show() -> None:
     assert answer.undone is False
 
 
-async def test_retry_sends_the_saga_forward_again_after_a_backoff() -> None:
+async def test_retry_sends_the_saga_forward_again_after_a_backoff(undo: Undo) -> None:
     answer = await undo(lambda: Retry(limit=5, base_backoff=10, max_backoff=90, jitter=False), round=2)
     assert isinstance(answer, StepCompensated)
     assert (answer.verdict, answer.retry_limit, answer.backoff_ms, answer.undone) == ("retry", 5, 90, True)
@@ -171,20 +188,20 @@ def test_jitter_draws_from_zero_to_one_less_than_the_backoff() -> None:
         Retry(3, 1.5)  # type: ignore[arg-type]
 
 
-async def test_continue_replaces_the_effect_of_the_step_that_failed() -> None:
+async def test_continue_replaces_the_effect_of_the_step_that_failed(undo: Undo) -> None:
     answer = await undo(lambda: Continue({"charge": "later"}), own=True)
     assert isinstance(answer, StepCompensated)
     assert answer.verdict == "continue"
     assert msgspec.json.decode(answer.effect) == {"charge": "later"}  # type: ignore[arg-type]
 
 
-async def test_continue_of_a_step_that_has_not_failed_goes_on_back() -> None:
+async def test_continue_of_a_step_that_has_not_failed_goes_on_back(undo: Undo) -> None:
     answer = await undo(lambda: Continue(1), own=False)
     assert isinstance(answer, StepCompensated)
     assert (answer.verdict, answer.undone, answer.effect) == ("proceed", True, msgspec.UNSET)
 
 
-async def test_abort_retries_forbids_every_later_retry() -> None:
+async def test_abort_retries_forbids_every_later_retry(undo: Undo) -> None:
     answer = await undo(lambda: AbortRetries())
     assert isinstance(answer, StepCompensated)
     assert (answer.verdict, answer.undone) == ("abort", True)
@@ -230,13 +247,13 @@ async def test_a_compensation_that_raises_is_retried_and_then_given_up() -> None
     ("function", "code"),
     [(lambda: True, "malformed_answer"), (lambda: Continue(object()), "unencodable_effect")],
 )
-async def test_an_answer_that_cannot_be_given_fails_the_compensation(function: Any, code: str) -> None:
+async def test_an_answer_that_cannot_be_given_fails_the_compensation(undo: Undo, function: Any, code: str) -> None:
     answer = await undo(function, own=True)
     assert isinstance(answer, CompensationFailed)
     assert (answer.failure.kind, answer.failure.code) == ("crashed", code)
 
 
-async def test_an_input_that_does_not_fit_fails_the_compensation_without_a_retry() -> None:
+async def test_an_input_that_does_not_fit_fails_the_compensation_without_a_retry(undo: Undo) -> None:
     def refund(order: Charge) -> None: ...
 
     def peeking(ctx: CompensationContext) -> None:

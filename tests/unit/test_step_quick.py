@@ -12,14 +12,15 @@ import pytest
 from choreo.broker.port import Appended, Headers, Message
 from choreo.contract import Retries, Saga, Step
 from choreo.errors import BrokerUnavailable
-from choreo.messages.records import StepCompleted, StepFailed
-from choreo.step import Context, Options, Reject, Service
+from choreo.messages.records import CompensationFailed, StepCompensated, StepCompleted, StepFailed
+from choreo.step import Context, NothingToUndo, Options, Reject, Retry, Service
 from choreo.step.lanes import TURNS_MAX, Lanes, Sent, Work
 from choreo.step.route import Delivery
 from tests.unit.step_world import (
     DEADLINE_S,
     QUICK,
     World,
+    compensate,
     completed,
     make_world,
     payment,
@@ -149,6 +150,98 @@ async def test_an_answer_that_is_not_acknowledged_is_sent_again_under_the_same_i
         await until_committed(world, up_to=1)
         assert value(handle, "choreo_messages_produced_total", result="error") == 1
         assert value(handle, "choreo_step_events_total", result="completed") == 1
+    assert calls == [1]
+
+
+async def test_an_undoing_that_is_not_acknowledged_is_answered_again_under_the_same_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await make_world()
+    producer = await held(world, monkeypatch)
+    calls: list[int] = []
+
+    async def refund() -> None:
+        calls.append(1)
+
+    async with running(world, payment(undo=refund)) as handle:
+        sent = await world.send(compensate())
+        await until(lambda: producer.waiting)
+        await asyncio.sleep(5 * QUICK.commit_interval_s)
+        assert (await world.committed() or 0) <= sent.offset
+        (_, first), *_ = producer.waiting
+        producer.refuse()
+        await until(lambda: producer.waiting)
+        (_, again), *_ = producer.waiting
+        assert first == again
+        await producer.acknowledge()
+        await until_committed(world, up_to=1)
+        assert value(handle, "choreo_compensations_total", result="undone") == 1
+        assert value(handle, "choreo_compensation_duration_seconds_count") == 1
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("about", ["a step", "a refused step", "an undoing", "an undoing of nothing"])
+async def test_what_ends_without_a_wait_has_no_task_of_its_own(about: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await make_world()
+    producer = await held(world, monkeypatch)
+
+    async def charge() -> str:
+        if about == "a refused step":
+            raise Reject("no funds")
+        return "charged"
+
+    async def refund() -> NothingToUndo | None:
+        return NothingToUndo() if about == "an undoing of nothing" else None
+
+    async with running(world, payment(charge, refund)):
+        for number in range(3):
+            saga_id = f"s-{number}"
+            await world.send(compensate(saga_id) if "undoing" in about else completed(saga_id))
+        await until(lambda: len(producer.waiting) == 3)
+        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("lane")]
+        await producer.acknowledge()
+        await until_committed(world, up_to=3)
+
+
+async def test_the_undoing_of_a_step_waits_for_the_acknowledgement_of_what_it_undoes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await make_world()
+    producer = await held(world, monkeypatch)
+    done: list[str] = []
+
+    async def charge() -> None:
+        done.append("charge")
+
+    async def refund() -> None:
+        done.append("refund")
+
+    async with running(world, payment(charge, refund)):
+        await world.send(completed())
+        await world.send(compensate())
+        await until(lambda: producer.waiting)
+        await asyncio.sleep(0.02)
+        assert done == ["charge"]
+        await producer.acknowledge()
+        await until(lambda: done == ["charge", "refund"])
+        await until(lambda: producer.waiting)
+        await producer.acknowledge()
+        await until_committed(world, up_to=2)
+
+
+@pytest.mark.parametrize("answer", [Retry(3), True], ids=["that asks for a retry", "that is malformed"])
+async def test_a_compensation_whose_answer_takes_more_is_called_once(answer: object) -> None:
+    world = await make_world()
+    calls: list[int] = []
+
+    async def refund() -> Any:
+        calls.append(1)
+        return answer
+
+    async with running(world, payment(undo=refund)):
+        await world.send(compensate())
+        await world.answers((StepCompensated, CompensationFailed))
+        await until_committed(world)
     assert calls == [1]
 
 

@@ -16,7 +16,7 @@ from choreo.messages.codec import encode
 from choreo.messages.headers import JSON, MISPLACED, make_headers
 from choreo.messages.records import CompensationFailed, StepCompleted, StepFailed
 from choreo.step import Service
-from choreo.step.perform import Performer
+from choreo.step.running import Runner
 from tests.unit.step_world import (
     ORDER,
     QUICK,
@@ -307,14 +307,14 @@ async def test_the_limit_of_a_parked_record_counts_from_its_append() -> None:
 
 async def test_an_error_of_choreos_own_fails_the_step_and_not_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     world = await make_world()
-    real = Performer._run_step
+    real = Runner.begin
 
-    async def broken(self: Any, record: Any, *rest: Any) -> None:
+    def broken(self: Any, record: Any, *rest: Any) -> Any:
         if record.saga_id == "unlucky":
             raise AssertionError("a bug")
-        await real(self, record, *rest)
+        return real(self, record, *rest)
 
-    monkeypatch.setattr(Performer, "_run_step", broken)
+    monkeypatch.setattr(Runner, "begin", broken)
     async with running(world, payment()):
         await world.send(completed("unlucky"))
         failed = await world.answer(StepFailed)

@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from tests.crash_points.scenarios import ALL
-from tests.crash_points.search import Search, Tried, die_at, points_of
+from tests.crash_points.search import Search, Tried, Wrong, die_at, points_of
 from tests.crash_points.world import run
 
 TELL_EVERY_S = 30.0
@@ -51,7 +51,7 @@ def search_all(names: list[str], jobs: int, report: Path | None, *, pairs: bool,
         searches += [Search(name, only_effects=True, pairs=pairs) for name in names]
     began = told = time.monotonic()
     counts: Counter[str] = Counter()
-    failing = []
+    failing: list[Wrong] = []
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         for points, (search, (runs, wrong)) in enumerate(_searched(pool, searches), 1):
             counts[_kind(search)] += runs

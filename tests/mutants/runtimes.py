@@ -17,6 +17,7 @@ from choreo.broker.memory import MemoryLog
 from choreo.broker.offsets import OffsetTracker
 from choreo.broker.port import Appended, Committed
 from choreo.core import Decision, SagaState, evolve
+from choreo.core.messages import owe
 from choreo.errors import BrokerError, BrokerUnavailable, Undecodable
 from choreo.messages.codec import decode
 from choreo.messages.family import UndoRequested
@@ -315,7 +316,7 @@ def undoing_is_told_before_it_is_done() -> Any:
         note = undo_requested(contract, state, entry, record)
         if note is None and state.started:
             state.undo_answered = record.generation
-            evolve.owe(state, Decision("undone", generation=record.generation))
+            owe(state, Decision("undone", generation=record.generation))
         return note
 
     return patch.dict(evolve.OF_SAGA, {UndoRequested: hasty})

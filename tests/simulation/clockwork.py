@@ -7,6 +7,7 @@ import gc
 import itertools
 import math
 import selectors
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from heapq import heappop, heappush
 from typing import Any, TypeVar
@@ -53,6 +54,10 @@ class _Loop(asyncio.SelectorEventLoop):
     Half of a run's events are its own: what they cost is what a run costs.
     """
 
+    _ready: deque[asyncio.Handle]  # what asyncio keeps, and does not show
+    _selector: selectors.BaseSelector
+    _stopping: bool
+
     def __init__(self) -> None:
         super().__init__(_Deaf())
         numbers = itertools.count()
@@ -67,17 +72,19 @@ class _Loop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return BEGAN_S
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> asyncio.Handle:
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: Any = None
+    ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
-    def call_later(
+    def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., Any], *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
         # A wait that is a little too short by rounding would be asked for again, and two of them might wake each other.

@@ -79,13 +79,13 @@ class _Dialect(SQLiteDialect_pysqlite):
         process, connection = self.process, dbapi_connection.dbapi_connection
         effects, connection.effects = connection.effects, []
         if process is None or not connection.in_transaction:
-            super().do_commit(dbapi_connection)
+            super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
             return
         faults = process.faults
         process.may_die("dies_before_inbox_commit")
         if faults.happens("inbox_refuses_commit"):
             raise sqlite3.OperationalError("the disk is busy")
-        super().do_commit(dbapi_connection)
+        super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
         for effect in effects:
             effect()
         process.may_die("dies_after_inbox_commit")
@@ -94,17 +94,17 @@ class _Dialect(SQLiteDialect_pysqlite):
 
     def do_rollback(self, dbapi_connection: Any) -> None:
         dbapi_connection.dbapi_connection.effects = []
-        super().do_rollback(dbapi_connection)
+        super().do_rollback(dbapi_connection)  # type: ignore[no-untyped-call]
 
     def do_execute(self, cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
         if self.process is not None and self.process.faults.happens("inbox_refuses"):
             raise sqlite3.OperationalError("no answer")
         await_only(_nothing())  # an async engine wants to have waited
-        super().do_execute(cursor, statement, parameters, context)
+        super().do_execute(cursor, statement, parameters, context)  # type: ignore[no-untyped-call]
 
     def do_execute_no_params(self, cursor: Any, statement: Any, context: Any = None) -> None:
         await_only(_nothing())
-        super().do_execute_no_params(cursor, statement, context)
+        super().do_execute_no_params(cursor, statement, context)  # type: ignore[no-untyped-call]
 
 
 async def _nothing() -> None:
@@ -151,7 +151,7 @@ class InsideHandlers:
                 raise HandlerFailed
             key = ctx.idempotency_key
             builds_on = frozenset(effect["key"] for effect in ctx.effects.values() if effect["key"])
-            raw = (await connection.get_raw_connection()).driver_connection
+            raw: Any = (await connection.get_raw_connection()).driver_connection
             raw.effects.append(lambda: self._judge.make_once(process, key, builds_on))
             process.may_die("dies_after_effect")
             if faults.happens("step_hangs_after_effect"):
@@ -181,7 +181,7 @@ class InsideHandlers:
                 raise HandlerFailed
             process.may_die("dies_before_effect")
             if ctx.effect is not None:  # otherwise the contract only wants to hear what we say
-                raw = (await connection.get_raw_connection()).driver_connection
+                raw: Any = (await connection.get_raw_connection()).driver_connection
                 raw.effects.append(lambda: self._judge.undo_once(process, ctx.step_key))
             process.may_die("dies_after_effect")
             if faults.happens("undo_fails_after_effect"):

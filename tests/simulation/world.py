@@ -279,7 +279,7 @@ class World:
             clock = ProcessClock(process)
             saga_log = SagaLog(
                 FaultyBroker(self.log, process, self.judge.committed),
-                FaultyStore(disk, process),
+                FaultyStore(disk, process),  # type: ignore[arg-type]  # what only dashboards ask is not in it
                 (self.shape.contract,),
                 clock=clock,
                 metrics=UNMEASURED,

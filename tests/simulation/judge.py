@@ -61,7 +61,7 @@ from choreo.saga_log.type_pause import TypePause, concerned
 from choreo.step import CompensationContext, Context
 from tests.simulation.effects import Effects, Row, row_of
 from tests.simulation.faults import Faults
-from tests.simulation.process import Process
+from tests.simulation.process import Process, Sender
 from tests.simulation.shapes import Shape
 
 COMMANDS = (Execute, CancelStep, Compensate, SagaStuck, RoundStarted)
@@ -158,7 +158,7 @@ class Judge:
 
     # What happens
 
-    def appended(self, message: Message, sender: Process | None) -> None:
+    def appended(self, message: Message, sender: Sender | None) -> None:
         """A record is in the log. ``sender`` is none where somebody else than a service or a saga-log has sent it."""
         self.records += 1
         self._note(_encode(message))
@@ -339,7 +339,7 @@ class Judge:
 
     # Inside
 
-    def _record(self, message: Message, entry: Entry, sender: Process | None) -> None:
+    def _record(self, message: Message, entry: Entry, sender: Sender | None) -> None:
         record, saga_id, contract = entry.record, entry.record.saga_id, self._contracts[message.topic]
         if self._type_pauses[message.tp].see(entry):
             self._of_type(message.tp, entry)
@@ -371,7 +371,7 @@ class Judge:
             self.stuck.pop(saga_id, None)
 
     def _judge_word(
-        self, message: Message, contract: Saga, record: AnyRecord, sender: Process | None, state: SagaState
+        self, message: Message, contract: Saga, record: AnyRecord, sender: Sender | None, state: SagaState
     ) -> None:
         """What somebody else than the saga-log of this saga says."""
         if isinstance(record, SagaStarted) and record.parent is not None:
@@ -458,7 +458,7 @@ class Judge:
         self,
         message: Message,
         record: StepCompleted | StepFailed | StepCompensated | CompensationFailed,
-        sender: Process | None,
+        sender: Sender | None,
         *,
         asked: bool,
     ) -> None:

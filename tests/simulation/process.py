@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from choreo.broker.embedded.reading import EmbeddedConsumer, EmbeddedReader
 from choreo.broker.memory import MemoryBroker, MemoryLog
@@ -49,7 +49,7 @@ class Log(MemoryLog):
     def __init__(
         self,
         now_ms: Callable[[], int],
-        on_append: Callable[[Message, Process | None], None],
+        on_append: Callable[[Message, Sender | None], None],
         *,
         session_timeout_ms: int,
     ) -> None:
@@ -57,7 +57,7 @@ class Log(MemoryLog):
         self.away = False
         self.wrong_ms = 0
         self.fetch_s = 0.0
-        self.sender: Process | None = None
+        self.sender: Sender | None = None
         self.messages: list[Message] = []
         self._on_append = on_append
 
@@ -68,6 +68,12 @@ class Log(MemoryLog):
         self.messages.append(message)
         self._on_append(message, sender)
         return appended
+
+
+class Sender(Protocol):
+    """Who has sent a record."""
+
+    def owns(self, tp: TopicPartition) -> bool: ...
 
 
 class Process:
@@ -160,6 +166,16 @@ class Process:
         return any(consumer.owns(tp) for consumer in self.consumers)
 
 
+class Late(NamedTuple):
+    """A process that has given up a send, whose record comes all the same."""
+
+    process: Process
+
+    def owns(self, tp: TopicPartition) -> bool:
+        """As the process if it has died over it. One that lives is no longer what it was when it sent the record."""
+        return self.process.is_dead and self.process.owns(tp)
+
+
 class ProcessClock:
     """A process's clock: its wall clock may be wrong; its sleeps last as long as it is stalled."""
 
@@ -250,8 +266,8 @@ class FaultyProducer:
     async def send(self, topic: str, *, key: str, value: bytes, headers: Headers = ()) -> Appended:
         process, faults = self._process, self._process.faults
 
-        def append() -> Appended:
-            self._log.sender = process
+        def append(sender: Sender = process) -> Appended:
+            self._log.sender = sender
             return self._log.append(topic, key, value, headers)
 
         await process.gate()
@@ -263,7 +279,7 @@ class FaultyProducer:
                 await process.reach()
             except asyncio.CancelledError:
                 if faults.happens("append_after_death"):  # the bytes had left the process
-                    asyncio.get_running_loop().call_later(faults.seconds(), append)
+                    asyncio.get_running_loop().call_later(faults.seconds(), append, Late(process))
                 raise
             process.may_die("dies_before_send")
             if faults.happens("send_refused"):

@@ -166,6 +166,11 @@ class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
     def in_flight(self) -> bool:
         return self.triggered and self.first is None
 
+    @property
+    def is_at_work(self) -> bool:
+        """The step was triggered and not held, and nothing has been heard of it since."""
+        return self.triggered and self.first is None and not (self.runs or self.held or self.offer)
+
 
 class Foreign(msgspec.Struct, frozen=True):
     """A second start under the same id, with another input (rule 13)."""
@@ -354,9 +359,14 @@ class SagaState(msgspec.Struct, omit_defaults=True):
         wanted = self.standing.get(key[0]) == key[1] and instance.offer != "taken"
         return instance.held or instance.settling or (instance.may_stand and not wanted)
 
+    def shared(self) -> SagaState:
+        """A state that shares its containers with this one."""
+        duplicate: SagaState = self.__copy__()  # type: ignore[attr-defined]  # every struct has it
+        return duplicate
+
     def copy(self) -> SagaState:
         """A state of its own to work on: containers are copied, the frozen values in them shared."""
-        duplicate: SagaState = self.__copy__()  # type: ignore[attr-defined]  # every struct has it
+        duplicate = self.shared()
         duplicate.standing = self.standing.copy()
         duplicate.instances = self.instances.copy()
         return duplicate

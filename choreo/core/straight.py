@@ -1,9 +1,9 @@
 """The straight way: a saga to which nothing out of the ordinary has happened starts, goes on a step, or ends.
 
-Nearly all records are of this kind, and most of what ``evolve`` and ``decide`` ask about them is answered beforehand,
-by the contract and by what the saga is. The straight way is never surer than the rules: where one of them might have
-something to say, ``straight_on`` gives nothing, and they are asked. Tests compare both in all situations that the
-exploration of the core comes to, and on any records in any order.
+One that fails goes back on it: ``straight_back``. Nearly all records are of this kind, and most of what ``evolve`` and
+``decide`` ask about them is answered beforehand, by the contract and by what the saga is. The straight way is never
+surer than the rules: where one of them might have something to say, ``straight_on`` gives nothing, and they are asked.
+Tests compare both in all situations that the exploration of the core comes to, and on any records in any order.
 """
 
 from __future__ import annotations
@@ -15,15 +15,25 @@ from msgspec.structs import replace
 
 from choreo.contract.graph import Hop
 from choreo.contract.saga import Saga
+from choreo.core import straight_back
 from choreo.core.start import begin_with
 from choreo.core.state import Decision, Entry, Instance, Key, Outcome, SagaState
-from choreo.messages.records import Record, SagaCompleted, SagaStarted, StepCompleted
+from choreo.messages.records import (
+    Compensate,
+    Record,
+    SagaCompensated,
+    SagaCompleted,
+    SagaStarted,
+    StepCompensated,
+    StepCompleted,
+    StepFailed,
+)
 
 
 def straight_on(contract: Saga, state: SagaState, entry: Entry) -> SagaState | None:
     """The state after a record that is newer than it; ``None`` if it has to be folded by the rules."""
     way = WAYS.get(type(entry.record))
-    if way is None or state.failing or state.pause is not None or state.type_pause is not None or state.undo:
+    if way is None or state.pause is not None or state.type_pause is not None or state.undo:
         return None
     after = way(contract, state, entry, entry.record)
     if after is not None:
@@ -34,9 +44,9 @@ def straight_on(contract: Saga, state: SagaState, entry: Entry) -> SagaState | N
 def _started(contract: Saga, state: SagaState, entry: Entry, record: SagaStarted) -> SagaState | None:
     """The saga's first record, or its first that means anything: the steps that begin are triggered (rule 4)."""
     hop = contract.hops[""]
-    if state.started or state.cancelled or hop.commanded or record.is_scheduled:
+    if state.failing or state.started or state.cancelled or hop.commanded or record.is_scheduled:
         return None
-    after = _copy(state)
+    after = state.shared()
     begin_with(after, entry, record)
     after.instances = {}
     _trigger(after, hop, 1, entry.at_ms)
@@ -50,7 +60,8 @@ def _step_completed(contract: Saga, state: SagaState, entry: Entry, record: Step
     if (
         hop is None
         or instance is None
-        or not _is_at_work(instance)
+        or not instance.is_at_work
+        or state.failing
         or record.start != state.start
         or saga_round != state.round
         or record.is_late(entry.at_ms)
@@ -65,7 +76,7 @@ def _step_completed(contract: Saga, state: SagaState, entry: Entry, record: Step
             return None
     if not _is_quiet(state.instances, standing):
         return None
-    after = _copy(state)
+    after = state.shared()
     after.standing, after.instances = standing, state.instances.copy()
     after.instances[key] = replace(
         instance,
@@ -87,9 +98,9 @@ def _step_completed(contract: Saga, state: SagaState, entry: Entry, record: Step
 
 def _saga_completed(_contract: Saga, state: SagaState, entry: Entry, _record: SagaCompleted) -> SagaState | None:
     """The message of the outcome (rule 1), and nothing is left to be done beside it."""
-    if state.owed != (COMPLETE,) or not _is_quiet(state.instances, state.standing):
+    if state.failing or state.owed != (COMPLETE,) or not _is_quiet(state.instances, state.standing):
         return None
-    after = _copy(state)
+    after = state.shared()
     after.owed = ()
     after.finished_ms = state.finished_ms or entry.at_ms
     return after
@@ -101,17 +112,12 @@ WAYS: dict[type[Record], Callable[[Saga, SagaState, Entry, Any], SagaState | Non
     SagaStarted: _started,
     StepCompleted: _step_completed,
     SagaCompleted: _saga_completed,
+    StepFailed: straight_back.step_failed,
+    Compensate: straight_back.compensate,
+    StepCompensated: straight_back.step_compensated,
+    SagaCompensated: straight_back.saga_compensated,
 }
 """The records that have a straight way."""
-
-
-_copy: Callable[[SagaState], SagaState] = SagaState.__copy__  # type: ignore[attr-defined]  # every struct has it
-"""A state that shares its containers with the other one."""
-
-
-def _is_at_work(instance: Instance) -> bool:
-    """The step was triggered and not held, and nothing has been heard of it since."""
-    return instance.triggered and instance.first is None and not (instance.runs or instance.held or instance.offer)
 
 
 def _is_quiet(instances: Mapping[Key, Instance], standing: Mapping[str, int]) -> bool:

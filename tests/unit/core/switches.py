@@ -6,14 +6,14 @@ and names a small case in which the rule is missed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import Any, NamedTuple
 from unittest import mock
 
 from choreo.contract.saga import StepSpec
-from choreo.core import commands, condition, decide, evolve, pausing, siblings
+from choreo.core import commands, condition, decide, evolve, pausing, siblings, straight
 from choreo.core.order import context_of
 from choreo.core.state import Decision, Key, Note, SagaState
 from choreo.core.survey import Survey
@@ -54,11 +54,18 @@ class Switch(NamedTuple):
 
 
 def replaced(module: Any, name: str, by: Any) -> Off:
-    return lambda: mock.patch.object(module, name, by)
+    return lambda: by_the_rules(mock.patch.object(module, name, by))
 
 
 def replaced_in(table: dict[Any, Any], kind: type, by: Any) -> Off:
-    return lambda: mock.patch.dict(table, {kind: by})
+    return lambda: by_the_rules(mock.patch.dict(table, {kind: by}))
+
+
+@contextmanager
+def by_the_rules(broken: AbstractContextManager[object]) -> Iterator[None]:
+    """Break a rule, and close the straight way, which would pass by it."""
+    with mock.patch.dict(straight.WAYS, clear=True), broken:
+        yield
 
 
 class Unsettled(Survey):

@@ -146,6 +146,9 @@ class _Consumer:
         del tp
         return 0
 
+    def worked_on(self, places: Sequence[tuple[TopicPartition, int]]) -> None:
+        """Learns nothing from it."""
+
     def seek(self, tp: TopicPartition, offset: int) -> None:
         """Goes on where it is."""
 

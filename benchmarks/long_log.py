@@ -68,6 +68,9 @@ class _Reader:
         self._position += len(messages)
         return messages
 
+    def worked_on(self, places: Sequence[tuple[TopicPartition, int]]) -> None:
+        self._inner.worked_on(places)
+
     def seek(self, tp: TopicPartition, offset: int) -> None:
         if tp.topic == TOPIC:
             first = offset // PER_WAVE

@@ -199,6 +199,14 @@ class Consumer(Protocol):
         """
         ...
 
+    def worked_on(self, places: Sequence[tuple[TopicPartition, int]]) -> None:
+        """Say which records of the last poll, by partition and offset, there was something to do for. A hint.
+
+        Most records of a log are for others. An adapter may learn how much comes between two that are for this one, and
+        deliver that together, some milliseconds late at most.
+        """
+        ...
+
     def assignment(self) -> frozenset[TopicPartition]:
         """The partitions that are ours now."""
         ...
@@ -245,6 +253,10 @@ class Reader(Protocol):
 
     async def poll(self, *, timeout_s: float, records_max: int = 500) -> Sequence[Message]:
         """The next records of the partitions that were sought; in order within each partition."""
+        ...
+
+    def worked_on(self, places: Sequence[tuple[TopicPartition, int]]) -> None:
+        """As ``Consumer.worked_on``."""
         ...
 
     def seek(self, tp: TopicPartition, offset: int) -> None:

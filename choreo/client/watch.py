@@ -99,9 +99,13 @@ class OutcomeWatch:
                 self._fail(error)
                 return
             waiting = self._waiting
+            ours = []
             for message in messages:
                 if message.key in waiting and message.header("ce_type") in _WATCHED:
                     self._deliver(message)
+                    ours.append((message.tp, message.offset))
+            if ours:
+                reader.worked_on(ours)
 
     def _deliver(self, message: Message) -> None:
         try:

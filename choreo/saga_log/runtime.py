@@ -254,6 +254,8 @@ class SagaLog:
                 self._own.hold(consumer, shard, error)
         applied += await self._retry_parked()
         worked = {shard.tp: shard for shard, _ in applied}
+        if ours := [(shard.tp, each.entry.offset) for shard, of in applied for each in of.seen if each.folded.owed]:
+            consumer.worked_on(ours)
         for shard in self._own.shards.values():
             self._go_live(consumer, shard, worked)
         letters = [(shard, *letter) for shard, each in applied for letter in each.refused]

@@ -48,10 +48,11 @@ class Partition:
         self._committed: Committed | None = None
         self._pauses = Pauses(place.saga)
 
-    def take(self, messages: Sequence[Message], monotonic: float) -> None:
-        """Begin with the records that were polled at that moment."""
+    def take(self, messages: Sequence[Message], monotonic: float) -> list[tuple[TopicPartition, int]]:
+        """Begin with the records that were polled at that moment. Returns the places of those that are for us."""
         self._place.time.see(messages[-1].timestamp_ms, monotonic)
         tracker, match = self._tracker, self._routes.match
+        ours: list[tuple[TopicPartition, int]] = []
         begun = -1
         for message in messages:
             steps = match(message)
@@ -67,6 +68,7 @@ class Partition:
                 continue
             begun = message.offset
             tracker.begin(begun)
+            ours.append((self.tp, begun))
             if len(steps) > 1:
                 self._deliveries_left[begun] = len(steps)
             for step in steps:
@@ -76,6 +78,7 @@ class Partition:
             tracker.begin(messages[-1].offset)
             tracker.finish(messages[-1].offset)
             self.finished += 1
+        return ours
 
     @property
     def is_idle(self) -> bool:

@@ -121,14 +121,15 @@ class Worker:
             now = self._polled_at = clock.monotonic()
             last_poll.set(clock.now_ms() / 1_000)
             if messages and not self._is_stopping:
-                self._take(messages, now)
+                self._take(consumer, messages, now)
             finished = sum(partition.finished for partition in self._partitions.values())
             if now >= commit_at or finished >= options.commit_records:
                 await self._commit(self._partitions)
                 self._show_lag(consumer)
                 commit_at = clock.monotonic() + options.commit_interval_s
 
-    def _take(self, messages: Sequence[Message], now: float) -> None:
+    def _take(self, consumer: Consumer, messages: Sequence[Message], now: float) -> None:
+        ours: list[tuple[TopicPartition, int]] = []
         for (topic, number), taken in groupby(messages, _PLACE):
             partition = self._partitions.get(TopicPartition(topic, number))
             if partition is not None:  # otherwise it was given up while the records were on their way
@@ -137,7 +138,9 @@ class Worker:
                     consumed = self._metrics.messages_consumed.labels(topic, self._service.group)
                     self._consumed[topic] = consumed
                 consumed.inc(len(records))
-                partition.take(records, now)
+                ours += partition.take(records, now)
+        if ours:
+            consumer.worked_on(ours)
 
     def _pause_and_resume(self, consumer: Consumer) -> None:
         full = {tp for tp, each in self._partitions.items() if each.is_full and tp not in self._paused}

@@ -29,6 +29,7 @@ from choreo import Saga, Step
 from choreo.broker.kafka import KafkaBroker, Quarantined, internals
 from choreo.broker.kafka.fetch_codec import FetchResponse, LeanFetch
 from choreo.broker.kafka.partitioner import murmur2
+from choreo.broker.kafka.patience import TIMES
 from choreo.broker.kafka.salvage import Salvage, salvage
 from choreo.broker.kafka.settings import KafkaSettings
 from choreo.broker.kafka.stalls import StallWatch
@@ -471,6 +472,46 @@ async def test_a_poll_that_is_cancelled_loses_nothing(broker: KafkaBroker) -> No
 
 
 # What aiokafka does not promise
+
+
+@kafka
+async def test_a_reader_is_not_woken_for_what_is_not_for_it_and_still_gets_all_of_it(broker: KafkaBroker) -> None:
+    topic = await make_topic(broker, 3)
+    reader, producer = await broker.reader(), await broker.producer()
+    for number in range(3):
+        reader.seek(TopicPartition(topic, number), 0)
+    sent: list[bytes] = []
+    got: list[bytes] = []
+
+    async def is_sent(value: bytes, key: str) -> None:
+        await producer.send(topic, key=key, value=value)
+        sent.append(value)
+
+    async def is_got() -> int:
+        """All that was sent; in how many polls."""
+        polls = 0
+        async with asyncio.timeout(DEADLINE_S):
+            while len(got) < len(sent):
+                messages = await reader.poll(timeout_s=0.5)
+                got.extend(message.value for message in messages)
+                if ours := [(message.tp, message.offset) for message in messages if message.value.startswith(b"ours")]:
+                    reader.worked_on(ours)
+                polls += bool(messages)
+        return polls
+
+    for turn in range(TIMES):
+        for value in (b"other 1", b"other 2", b"ours"):
+            await is_sent(value + b" of %d" % turn, f"saga-{turn}")
+            assert await is_got() == 1, "each comes as soon as it is there"
+    together = 0
+    for turn in range(TIMES):
+        for value in (b"other 3", b"other 4", b"ours 2"):
+            await is_sent(value + b" of %d" % turn, f"saga-{turn}")
+        together += await is_got() == 1
+    assert together, "the broker has answered when the one for us was there, and not before"
+    await is_sent(b"other 5", "saga-1")  # nothing that is for us follows
+    await is_got()
+    assert sorted(got) == sorted(sent)
 
 
 @kafka

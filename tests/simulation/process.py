@@ -367,6 +367,9 @@ class FaultyConsumer:
         await self._process.reach()
         return await self.inner.end_offset(tp)
 
+    def worked_on(self, places: Sequence[tuple[TopicPartition, int]]) -> None:
+        self.inner.worked_on(places)
+
     def seek(self, tp: TopicPartition, offset: int) -> None:
         self.inner.seek(tp, offset)
 
@@ -405,6 +408,9 @@ class FaultyReader:
             await asyncio.sleep(self._process.faults.seconds(longest=1.0))
         await self._process.gate()
         return messages
+
+    def worked_on(self, places: Sequence[tuple[TopicPartition, int]]) -> None:
+        self._inner.worked_on(places)
 
     def seek(self, tp: TopicPartition, offset: int) -> None:
         self._inner.seek(tp, offset)

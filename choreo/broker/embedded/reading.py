@@ -89,6 +89,9 @@ class EmbeddedReader:
             await self._log.changes.wait(revision, left_s, self._cursor.positions)
         return ()
 
+    def worked_on(self, places: Sequence[tuple[TopicPartition, int]]) -> None:
+        """Nobody is woken in vain here: there is one process."""
+
     def seek(self, tp: TopicPartition, offset: int) -> None:
         self._cursor.positions[tp] = offset
 
@@ -165,6 +168,9 @@ class EmbeddedConsumer:
 
     async def end_offset(self, tp: TopicPartition) -> int:
         return (await self._log.offsets((tp,)))[tp][1]
+
+    def worked_on(self, places: Sequence[tuple[TopicPartition, int]]) -> None:
+        """Nobody is woken in vain here: there is one process."""
 
     def seek(self, tp: TopicPartition, offset: int) -> None:
         if tp in self._cursor.positions:  # otherwise its next owner decides where to read on

@@ -189,6 +189,10 @@ class KafkaConsumer:
     async def end_offset(self, tp: TopicPartition) -> int:
         return (await self._offsets((tp,)))[tp][1]
 
+    def worked_on(self, places: Sequence[tuple[TopicPartition, int]]) -> None:
+        if self._fetching is not None:
+            self._fetching.worked_on(places)
+
     def seek(self, tp: TopicPartition, offset: int) -> None:
         if tp in self._ours and self._fetching is not None:
             self._fetching.seek(KafkaTopicPartition(*tp), offset)

@@ -7,6 +7,7 @@ goes on as always. What is decoded has the shape that its fetcher expects.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 from struct import Struct
 from typing import Any, NamedTuple
@@ -135,15 +136,22 @@ class LeanFetch:
 
 
 class LeanClient:
-    """An aiokafka client for its fetcher: fetch requests go out lean, all else is the client's own."""
+    """An aiokafka client for its fetcher: fetch requests go out lean, all else is the client's own.
 
-    def __init__(self, client: AIOKafkaClient) -> None:
+    Args:
+        on_fetched: told of each response to a fetch, and of the node that gave it.
+    """
+
+    def __init__(self, client: AIOKafkaClient, on_fetched: Callable[[int, Any], None]) -> None:
         self._client = client
+        self._on_fetched = on_fetched
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
 
     async def send(self, node_id: int, request: Any, **options: Any) -> Any:
-        if type(request) is FetchRequest:
-            request = LeanFetch(request)
-        return await self._client.send(node_id, request, **options)
+        if type(request) is not FetchRequest:
+            return await self._client.send(node_id, request, **options)
+        response = await self._client.send(node_id, LeanFetch(request), **options)
+        self._on_fetched(node_id, response)
+        return response

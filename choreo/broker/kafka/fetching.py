@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import msgspec
 from aiokafka import AIOKafkaConsumer
@@ -28,7 +28,7 @@ from aiokafka.structs import TopicPartition as KafkaTopicPartition
 from choreo.broker.kafka import internals
 from choreo.broker.kafka.partitioner import Partitioner
 from choreo.broker.kafka.salvage import Quarantined, marked, salvage
-from choreo.broker.port import Message
+from choreo.broker.port import Message, TopicPartition
 from choreo.broker.topics import is_saga_topic
 from choreo.messages.headers import MISPLACED
 
@@ -115,6 +115,10 @@ class Fetching:
         self._kafka.seek(tp, offset)
         self._next[tp] = offset
         self._moved.add(tp)
+
+    def worked_on(self, places: Sequence[tuple[TopicPartition, int]]) -> None:
+        """As ``Consumer.worked_on``."""
+        internals.worked_on(self._kafka, places)
 
     def pause(self, tps: Collection[KafkaTopicPartition]) -> None:
         self._kafka.pause(*tps)

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import ssl
 import urllib.error
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -80,6 +80,11 @@ async def fetch_lean(kafka: AIOKafkaConsumer) -> None:
     usual = kafka._fetcher  # noqa: SLF001
     await usual.close()
     kafka._fetcher = LeanFetcher(kafka, usual)  # noqa: SLF001
+
+
+def worked_on(kafka: AIOKafkaConsumer, places: Sequence[tuple[tuple[str, int], int]]) -> None:
+    """Tell the fetcher, of which aiokafka's users know nothing, what was of use."""
+    kafka._fetcher.worked_on(places)  # noqa: SLF001
 
 
 async def fetch_raw(

@@ -1,7 +1,7 @@
 """aiokafka's fetcher with less between a response and the records in it.
 
 What it decides stays aiokafka's: which partitions are asked for, what an error or another leader means, which responses
-are out of date. Four things are done with less:
+are out of date. Five things are done with less:
 
 - Requests and responses are bytes, by ``fetch_codec``.
 - With one request to make and nothing else to wait for, it is awaited where it is made. aiokafka starts a task for it
@@ -11,6 +11,7 @@ are out of date. Four things are done with less:
 - Under load a fetch waits until the one before it is some milliseconds old: it costs both sides more than some dozen
   records do, and who fetches without a pause fetches hundreds of times a second. The pause is made here. A broker that
   is asked to gather keeps the request, and looks at it again with everything that anybody appends to its partitions.
+- While sagas come one by one a reader is not woken for records that are not for it (``patience``).
 """
 
 # ruff: noqa: SLF001, ASYNC109 -- what is used of aiokafka here has no public name; the adapter's tests pin it
@@ -20,6 +21,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -30,6 +33,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from choreo.broker.kafka.fetch_codec import LeanClient
+from choreo.broker.kafka.patience import HOLD_MS, Patience
 from choreo.broker.port import Message
 
 Records = dict[KafkaTopicPartition, list[Message]]
@@ -45,7 +49,7 @@ class LeanFetcher(Fetcher):  # type: ignore[misc]
     def __init__(self, kafka: AIOKafkaConsumer, usual: Fetcher) -> None:
         """Fetch as ``usual`` would, which is closed."""
         super().__init__(
-            LeanClient(usual._client),
+            LeanClient(usual._client, self._on_fetched),
             usual._subscriptions,
             fetch_min_bytes=usual._fetch_min_bytes,
             fetch_max_bytes=usual._fetch_max_bytes,
@@ -59,6 +63,7 @@ class LeanFetcher(Fetcher):  # type: ignore[misc]
             isolation_level=kafka._isolation_level,
         )
         self._is_busy = False
+        self._patience: defaultdict[int, Patience] = defaultdict(Patience)  # by node
 
     async def _fetch_requests_routine(self) -> None:
         task = asyncio.current_task()
@@ -69,6 +74,7 @@ class LeanFetcher(Fetcher):  # type: ignore[misc]
             if assignment is None or not assignment.active:
                 await self._end_pending()
                 self._records.clear()
+                self._patience.clear()
                 assignment = await self._next_assignment()
                 if assignment is None:
                     continue
@@ -144,7 +150,17 @@ class LeanFetcher(Fetcher):  # type: ignore[misc]
         for waiter in self._fetch_waiters:
             self._notify(waiter)
 
+    def worked_on(self, places: Sequence[tuple[tuple[str, int], int]]) -> None:
+        """These of the records that came last, by partition and offset, were for us."""
+        for patience in self._patience.values():
+            patience.worked_on(places)
+
+    def _on_fetched(self, node_id: int, response: Any) -> None:
+        self._patience[node_id].fetched(response.topics)
+
     async def _proc_fetch_request(self, assignment: Any, node_id: int, request: Any) -> bool:
+        if (min_bytes := self._patience[node_id].min_bytes) > self._fetch_min_bytes:
+            request._min_bytes, request._max_wait_ms = min_bytes, HOLD_MS
         has_new: bool = await super()._proc_fetch_request(assignment, node_id, request)
         if has_new:
             for result in self._records.values():

@@ -76,6 +76,10 @@ class KafkaReader:
             await self._stop()
         return messages
 
+    def worked_on(self, places: Sequence[tuple[TopicPartition, int]]) -> None:
+        if self._fetching is not None:
+            self._fetching.worked_on(places)
+
     def seek(self, tp: TopicPartition, offset: int) -> None:
         sought = KafkaTopicPartition(*tp)
         new = sought not in self._sought

@@ -193,7 +193,7 @@ class Compensator:
             is_empty = plan.is_empty
             if plan.answer is not None:
                 return _Undone(plan.answer, plan.job, None, (), kept="before")
-            run = run._replace(job=plan.job)
+            run = msgspec.structs.replace(run, job=plan.job)
         undone = await self._undo(run)
         if undone.kept == "nowhere":
             reply = _within_limits(undone.reply, run.job, undone.ended)
@@ -210,7 +210,7 @@ class Compensator:
         began, attempts, asked = run.began if begun else self._clock.monotonic(), 0, 0
         threads: tuple[Lingering, ...] = ()  # of handlers of errors
         while True:
-            answered_as, ended, transaction = await self._run(run._replace(job=job), begun)
+            answered_as, ended, transaction = await self._run(msgspec.structs.replace(run, job=job), begun)
             begun = None
             attempts += ended.attempts
             duration_ms = round((self._clock.monotonic() - began) * 1_000) if asked else ended.duration_ms

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from random import Random
+from types import CoroutineType
 from typing import Any
 
 from choreo.broker.port import Message
@@ -123,7 +124,7 @@ class Performer:
             begun = self._begin(delivery, lane, place)
         except Exception as error:  # noqa: BLE001  # as all faults of ours
             begun = _failing(error)
-        return begun if begun is None or isinstance(begun, Sent) else self._guarded(begun, delivery, place)
+        return self._guarded(begun, delivery, place) if isinstance(begun, CoroutineType) else begun
 
     def _guard(self, work: Work, run: Run[Any]) -> Work:
         return self._guarded(work, Delivery(run.message, run.job.step.name), run.place)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
 
 from choreo.broker.port import Appended, Message
 from choreo.clock import Clock
@@ -35,7 +37,7 @@ J = TypeVar("J", bound=StepJob | CompensationJob)
 R = TypeVar("R", bound=Reply)
 
 
-class Run(NamedTuple, Generic[J]):
+class Run(msgspec.Struct, Generic[J], frozen=True):
     """A run: of a step, or of its compensation.
 
     Attributes:

@@ -143,7 +143,7 @@ class Runner:
         if ended is None:
             run.counts.events["republished"].inc()
             return
-        self.concluded(run._replace(job=job), outcome, ended)
+        self.concluded(msgspec.structs.replace(run, job=job), outcome, ended)
         if ended.lingering is not None:
             await wait_for_thread(ended.lingering, job)
 

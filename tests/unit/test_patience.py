@@ -11,6 +11,7 @@ from choreo.broker.port import TopicPartition
 TOPIC = "choreo.order"
 TP = TopicPartition(TOPIC, 2)
 BATCH, HEAD = 100, 12
+HALF = BATCH // 2
 
 
 def batch(offset: int, size: int = BATCH) -> bytes:
@@ -46,7 +47,7 @@ def test_a_reader_waits_for_what_is_for_it_when_the_log_has_a_rhythm() -> None:
     log.rhythm(TIMES - 1)
     assert log.patience.min_bytes == 1
     log.rhythm(1)
-    assert log.patience.min_bytes == 3 * BATCH + 1
+    assert log.patience.min_bytes == 3 * BATCH + HALF + 1
 
 
 def test_what_has_come_together_is_as_much_as_what_came_one_by_one() -> None:
@@ -56,27 +57,27 @@ def test_what_has_come_together_is_as_much_as_what_came_one_by_one() -> None:
         log.patience.fetched(response(*(batch(log.end + n) for n in range(4))))
         log.patience.worked_on([(TP, log.end + 3)])
         log.end += 4
-    assert log.patience.min_bytes == 3 * BATCH + 1
+    assert log.patience.min_bytes == 3 * BATCH + HALF + 1
 
 
 def test_the_least_of_the_last_times_counts() -> None:
     log = Log()
     log.rhythm()
     log.rhythm(1, others=(BATCH, 30))
-    assert log.patience.min_bytes == BATCH + 30 + 1
+    assert log.patience.min_bytes == BATCH + 30 + HALF + 1
     log.rhythm(TIMES - 1)
-    assert log.patience.min_bytes == BATCH + 30 + 1
+    assert log.patience.min_bytes == BATCH + 30 + HALF + 1
     log.rhythm(1)
-    assert log.patience.min_bytes == 3 * BATCH + 1
+    assert log.patience.min_bytes == 3 * BATCH + HALF + 1
 
 
 def test_what_has_come_by_the_end_of_a_request_is_waited_for_no_more() -> None:
     log = Log()
     log.rhythm(TIMES)
     log.comes()
-    assert log.patience.min_bytes == 2 * BATCH + 1
+    assert log.patience.min_bytes == 2 * BATCH + HALF + 1
     log.comes(size=2 * BATCH)
-    assert log.patience.min_bytes == 1
+    assert log.patience.min_bytes == HALF + 1, "any record is more than that"
     log.comes()
     assert log.patience.min_bytes == 1
 
@@ -87,7 +88,7 @@ def test_in_silence_a_reader_waits_for_the_first_thing_that_comes() -> None:
     log.patience.fetched(response())
     assert log.patience.min_bytes == 1
     log.comes()
-    assert log.patience.min_bytes == 2 * BATCH + 1, "it is the first of three"
+    assert log.patience.min_bytes == 2 * BATCH + HALF + 1, "it is the first of three"
 
 
 def test_two_for_us_at_once_end_the_rhythm() -> None:
@@ -100,7 +101,7 @@ def test_two_for_us_at_once_end_the_rhythm() -> None:
     log.rhythm(TIMES - 1)
     assert log.patience.min_bytes == 1
     log.rhythm(1)
-    assert log.patience.min_bytes == 3 * BATCH + 1
+    assert log.patience.min_bytes == 3 * BATCH + HALF + 1
 
 
 def test_two_for_us_that_are_told_one_after_the_other_end_it_too() -> None:
@@ -133,11 +134,11 @@ def test_records_of_another_brokers_partitions_say_nothing() -> None:
     log.rhythm(TIMES)
     log.comes()
     log.patience.worked_on([(TopicPartition(TOPIC, 3), log.end - 1)])
-    assert log.patience.min_bytes == 2 * BATCH + 1
+    assert log.patience.min_bytes == 2 * BATCH + HALF + 1
     log.comes()
     log.comes()
     log.comes(ours=True)
-    assert log.patience.min_bytes == 3 * BATCH + 1
+    assert log.patience.min_bytes == 3 * BATCH + HALF + 1
 
 
 def test_bytes_that_are_no_batches_are_passed_over() -> None:

@@ -3,8 +3,8 @@
 All records of a saga are in one topic, and most are for others. Who asks for whatever comes is woken by each of them:
 the broker answers it, it looks, and asks again, while the one whose turn it is waits for a processor, and for its own
 answer behind those of the others. When sagas come one by one there is a rhythm in the log: between two records that are
-for this reader always lies about as much. So it asks for the next when more than that has come, by the ``min_bytes`` of
-its fetch. That request is with the broker in good time, and the record itself completes it.
+for this reader always lies about as much. So it asks for the next when that has come and half a record more, by the
+``min_bytes`` of its fetch. That request is with the broker in good time, and the record itself completes it.
 
 A rhythm is what the last sixteen times had in common, so the least of them counts. Sagas side by side have none, and
 then each record is fetched as it comes. Where a rhythm breaks, a record is held up until as much has come as usual, for
@@ -36,6 +36,7 @@ class Patience:
 
     def __init__(self) -> None:
         self._between: deque[int] = deque(maxlen=TIMES)  # bytes from one record that was for us to the next
+        self._slack = 0  # records are not all of one size
         self._bytes = 0  # that have come since
         self._batches: Batches = {}  # of the last response
         self._is_silent = True  # whether nothing was in it
@@ -59,6 +60,7 @@ class Patience:
         tp, offset = ours[0]
         size = self._batches[tp].get(offset) if len(ours) == 1 else None
         self._between.append(0 if size is None else max(0, self._bytes - size))
+        self._slack = 0 if size is None else size // 2
         self._bytes = 0
 
     @property
@@ -66,7 +68,8 @@ class Patience:
         """What the next request should wait for, for ``HOLD_MS`` at most; 1 if it should not."""
         if self._is_silent or len(self._between) < TIMES:
             return 1  # who waits in silence is to hear of the first thing that comes
-        return 1 + max(0, min(self._between) - self._bytes)
+        least = min(self._between)
+        return 1 + max(0, least + self._slack - self._bytes) if least else 1
 
 
 def batches_of(topics: Topics) -> Batches:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from choreo.contract.policy import duration_text
-from choreo.contract.saga import Saga, StepSpec
+from choreo.contract.saga import Saga
 from choreo.core.state import Instance, Key, SagaState
 from choreo.messages.records import CompensationFailed, Failure, RoundStarted, StepFailed
 
@@ -21,9 +21,11 @@ class Timer(NamedTuple):
     record: StepFailed | CompensationFailed | RoundStarted
 
 
-def step_due_ms(step: StepSpec, at_ms: int, saga_due_ms: int) -> int:
-    """The due of a step whose trigger was appended then."""
-    return saga_due_ms if step.deadline_ms is None else min(saga_due_ms, at_ms + step.deadline_ms)
+def step_due_ms(deadline_ms: int | None, at_ms: int, saga_due_ms: int) -> int:
+    """The due of a step whose trigger was appended then; ``None`` for a deadline is the saga's."""
+    if deadline_ms is None or saga_due_ms < at_ms + deadline_ms:
+        return saga_due_ms
+    return at_ms + deadline_ms
 
 
 def settle_due_ms(contract: Saga, state: SagaState, instance: Instance) -> int:

@@ -423,9 +423,10 @@ def _trigger(contract: Saga, state: SagaState, steps: tuple[str, ...], saga_roun
             if instance is None or not instance.triggered:
                 state.update(key, held=True)
         elif instance is None:
-            state.instances[key] = Instance(triggered=True, due_ms=step_due_ms(contract[step], at_ms, saga_due_ms))
+            due_ms = step_due_ms(contract[step].deadline_ms, at_ms, saga_due_ms)
+            state.instances[key] = Instance(triggered=True, due_ms=due_ms)
         elif not instance.due_ms:
-            state.update(key, triggered=True, due_ms=step_due_ms(contract[step], at_ms, saga_due_ms))
+            state.update(key, triggered=True, due_ms=step_due_ms(contract[step].deadline_ms, at_ms, saga_due_ms))
 
 
 def _fail(state: SagaState, at_ms: int) -> None:

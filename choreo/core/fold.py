@@ -37,7 +37,8 @@ def fold(contract: Saga, state: SagaState, entry: Entry) -> Folded:
     ahead = straight_on(contract, state, entry)
     if ahead is not None:
         # As ``Folded(…)``, which takes twice as long.
-        return tuple.__new__(Folded, (ahead, ahead.owed[len(state.owed) :], None))
+        owed = () if ahead.owed is state.owed else ahead.owed[len(state.owed) :]
+        return tuple.__new__(Folded, (ahead, owed, None))
     return fold_by_the_rules(contract, state, entry)
 
 

@@ -24,7 +24,7 @@ def execute(contract: Saga, state: SagaState, entry: Entry, record: Execute, key
     if not paid(state, Decision("execute", *key)):
         return "duplicate" if state.instance(key).triggered else "not_decided"
     if not state.instance(key).due_ms:
-        state.update(key, due_ms=step_due_ms(contract[key[0]], entry.at_ms, record.saga_due_ms))
+        state.update(key, due_ms=step_due_ms(contract[key[0]].deadline_ms, entry.at_ms, record.saga_due_ms))
     return None
 
 

@@ -104,7 +104,7 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     undo: int = 0
 
 
-class Instance(msgspec.Struct, frozen=True, omit_defaults=True):
+class Instance(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One step in one round.
 
     Attributes:
@@ -222,7 +222,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     compensations: tuple[Undone, ...] = ()
 
 
-class SagaState(msgspec.Struct, omit_defaults=True):
+class SagaState(msgspec.Struct, omit_defaults=True, gc=False):
     """All that a prefix of the log implies about one saga. Treat as a value: ``fold`` returns a new one.
 
     Attributes:

@@ -8,14 +8,14 @@ Tests compare both in all situations that the exploration of the core comes to, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from msgspec.structs import replace
 
-from choreo.contract.graph import Hop
 from choreo.contract.saga import Saga
 from choreo.core import straight_back
+from choreo.core.due import step_due_ms
 from choreo.core.start import begin_with
 from choreo.core.state import Decision, Entry, Instance, Key, Outcome, SagaState
 from choreo.messages.records import (
@@ -43,13 +43,13 @@ def straight_on(contract: Saga, state: SagaState, entry: Entry) -> SagaState | N
 
 def _started(contract: Saga, state: SagaState, entry: Entry, record: SagaStarted) -> SagaState | None:
     """The saga's first record, or its first that means anything: the steps that begin are triggered (rule 4)."""
-    hop = contract.hops[""]
-    if state.failing or state.started or state.cancelled or hop.commanded or record.is_scheduled:
+    triggered, commanded = contract.hops[""]
+    if state.failing or state.started or state.cancelled or commanded or record.is_scheduled:
         return None
     after = state.shared()
     begin_with(after, entry, record)
     after.instances = {}
-    _trigger(after, hop, 1, entry.at_ms)
+    _trigger(after.instances, triggered, 1, entry.at_ms, after.due_ms)
     return after
 
 
@@ -71,14 +71,14 @@ def _step_completed(contract: Saga, state: SagaState, entry: Entry, record: Step
     ):
         return None
     standing = {**state.standing, step: saga_round}
-    for needs in hop.commanded:
+    triggered, commanded = hop
+    for needs in commanded:
         if needs.issubset(standing):
             return None
     if not _is_quiet(state.instances, standing):
         return None
-    after = state.shared()
-    after.standing, after.instances = standing, state.instances.copy()
-    after.instances[key] = replace(
+    instances = state.instances.copy()
+    instances[key] = replace(
         instance,
         first="completed",
         completed=True,
@@ -86,11 +86,14 @@ def _step_completed(contract: Saga, state: SagaState, entry: Entry, record: Step
         runs=(f"completed:{record.run}",),
         may_stand=True,
     )
-    if not _trigger(after, hop, saga_round, entry.at_ms):
+    if triggered and not _trigger(instances, triggered, saga_round, entry.at_ms, state.due_ms):
         return None
+    after = state.shared()
+    after.standing, after.instances = standing, instances
     if len(standing) == len(contract.steps):
-        if any(each.in_flight for each in after.instances.values()):
-            return None
+        for each in instances.values():
+            if each.triggered and each.first is None:
+                return None
         after.outcome = Outcome("completed", compensations=state.undone)
         after.owed = (*state.owed, COMPLETE)
     return after
@@ -130,11 +133,16 @@ def _is_quiet(instances: Mapping[Key, Instance], standing: Mapping[str, int]) ->
     return True
 
 
-def _trigger(state: SagaState, hop: Hop, saga_round: int, at_ms: int) -> bool:
+def _trigger(
+    instances: dict[Key, Instance],
+    steps: Iterable[tuple[str, int | None]],
+    saga_round: int,
+    at_ms: int,
+    saga_due_ms: int,
+) -> bool:
     """Put the next steps in flight. False if one of them has been heard of before."""
-    for step, deadline_ms in hop.triggered:
-        if (key := (step, saga_round)) in state.instances:
+    for step, deadline_ms in steps:
+        if (key := (step, saga_round)) in instances:
             return False
-        due_ms = state.due_ms if deadline_ms is None else min(state.due_ms, at_ms + deadline_ms)
-        state.instances[key] = Instance(triggered=True, due_ms=due_ms)
+        instances[key] = Instance(triggered=True, due_ms=step_due_ms(deadline_ms, at_ms, saga_due_ms))
     return True

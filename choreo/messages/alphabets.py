@@ -85,8 +85,8 @@ def _of_text(letters: _Alphabet, place: str) -> Check:
 
 def _of_texts(letters: _Alphabet, place: str) -> Check:
     def check(texts: Iterable[str]) -> None:
-        if not letters.known.issuperset(texts):
-            for text in texts:
+        for text in texts:
+            if text not in letters.known:
                 letters.look(text, place)
 
     return check
@@ -120,7 +120,8 @@ def _of_struct(kind: inspect.StructType, place: str) -> Check | None:
         check = _of_type(field.type, f"{place}.{field.encode_name}")
         if check is not None:
             scope[f"check_{number}"] = check
-            if (letters := _letters(field.type)) is not None:
+            of_texts = field.type.key_type if isinstance(field.type, inspect.DictType) else field.type
+            if (letters := _letters(of_texts)) is not None:
                 scope[f"known_{number}"] = letters.known
             lines.append(f"    if {_is_new(field, number)}: check_{number}(value.{field.name})")
     if not lines:
@@ -135,6 +136,8 @@ def _is_new(field: inspect.Field, number: int) -> str:
     match field.type:
         case inspect.Metadata():
             return f"value.{field.name} not in known_{number}"
+        case inspect.DictType(key_type=each) if _letters(each) is not None:
+            return f"value.{field.name} and not known_{number}.issuperset(value.{field.name})"
         case inspect.UnionType():
             return f"value.{field.name} is not None"
         case inspect.DictType() | inspect.VarTupleType():

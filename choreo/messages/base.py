@@ -8,7 +8,7 @@ from choreo import ids
 from choreo.messages.values import Round, SagaId, SagaName, StartHash, StepName
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag_field="type"):
     """What all records have.
 
     Attributes:

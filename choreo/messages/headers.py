@@ -32,6 +32,18 @@ JSON = "application/json"
 MSGPACK = "application/msgpack"
 CONTENT_TYPES = (JSON, MSGPACK)
 
+LEADING = (
+    "ce_specversion",
+    "ce_id",
+    "ce_type",
+    "ce_source",
+    "ce_subject",
+    "content-type",
+    "choreo_start",
+    VERSION,
+)
+"""The names with which the headers of every record that ``make_headers`` is asked for begin, in this order."""
+
 _TYPE_PREFIX = b"choreo."
 _TYPE_SUFFIX = b".v1"
 _WITH_ROUND = (StepRecord, RoundStarted)

@@ -61,7 +61,7 @@ def step_job(
         effects, saga_due_ms = record.effects, record.saga_due_ms
     step = hosted.step
     is_bound = step.name not in hosted.saga.forward_only  # a pivot, or behind it: deadlines only alert (rule 17)
-    due_ms = step_due_ms(step, append_ms, saga_due_ms) if is_bound else NO_DUE_MS
+    due_ms = step_due_ms(step.deadline_ms, append_ms, saga_due_ms) if is_bound else NO_DUE_MS
     return StepJob(
         saga=hosted.saga,
         step=step,

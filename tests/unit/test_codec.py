@@ -20,6 +20,7 @@ from msgspec import Raw
 from choreo.errors import Undecodable, Unencodable
 from choreo.messages import codec
 from choreo.messages.codec import (
+    LIMITS,
     Limits,
     decode,
     decode_user_value,
@@ -29,7 +30,7 @@ from choreo.messages.codec import (
     transcode,
 )
 from choreo.messages.family import SagaUndone, UndoRequested
-from choreo.messages.headers import CONTENT_TYPES, JSON, MSGPACK, Headers, make_headers
+from choreo.messages.headers import CONTENT_TYPES, JSON, LEADING, MSGPACK, VERSION, Headers, make_headers
 from choreo.messages.records import (
     RECORD_TYPES,
     CancelRefused,
@@ -574,3 +575,25 @@ def test_a_type_without_a_hash_is_read_like_any_other() -> None:
     for content_type in CONTENT_TYPES:
         value = encode_user_value([1, 2], content_type=content_type)
         assert decode_user_value(value, kind, content_type=content_type) == [1, 2]
+
+
+@pytest.mark.parametrize("kind", RECORD_TYPES)
+def test_the_headers_of_every_record_begin_as_its_reader_expects(kind: type[Record]) -> None:
+    headers = make_headers(wire_examples()[kind], source="/s", content_type=JSON, traceparent=b"t")
+    assert tuple(name for name, _ in headers[: len(LEADING)]) == LEADING
+
+
+@pytest.mark.parametrize("traceparent", [None, b"00-1"])
+@pytest.mark.parametrize(
+    "more", [(), (("traceparent", b"other"),), (("content-type", MSGPACK.encode()), (VERSION, b"9"))]
+)
+def test_headers_in_the_usual_order_are_read_as_in_any_other(traceparent: bytes | None, more: Headers) -> None:
+    usual = make_headers(wire_examples()[StepCompleted], source="/s", content_type=JSON, traceparent=traceparent)
+    headers = (*usual, *more)
+    elsewhere = (("foreign", b""), *headers)  # nothing stands where it usually does
+    assert codec._read_headers(headers, LIMITS) == codec._find_headers(headers, LIMITS)
+    assert codec._read_headers(headers, LIMITS) == codec._read_headers(elsewhere, LIMITS)
+    size = sum(len(name) + len(text) for name, text in headers)
+    assert codec._read_headers(headers, Limits(header_bytes_max=size))
+    with pytest.raises(Undecodable, match=f"headers have {size} bytes"):
+        codec._read_headers(headers, Limits(header_bytes_max=size - 1))

@@ -25,6 +25,7 @@ from choreo.contract.policy import NO_DUE_MS
 from choreo.contract.saga import Saga
 from choreo.core import Decision, SagaState, fold, next_due_ms, record_of
 from choreo.core.commands import NULL
+from choreo.core.due import WAITED_FOR_SIGNAL
 from choreo.core.order import context_of
 from choreo.core.state import Key
 from choreo.ids import child_start_hash, start_hash
@@ -280,6 +281,8 @@ class Judge:
             self._fault("unasked" if record.run else "undecided", offset, record.saga_id, text)
         elif each.contract[record.step].child is not None:
             return  # its saga's log says how it came to this; and that may be quicker than our own command's message
+        elif isinstance(record, StepFailed) and not record.run and record.failure.code == WAITED_FOR_SIGNAL:
+            return  # said late: the signal has come meanwhile, so that nothing answers the command yet
         elif record.run != CONTEXT_TOO_LARGE and any(one in before.owed for one in awaited):
             text = f"{_words(awaited[0])} is answered, and its record is not in the log before"
             self._fault("missing", offset, record.saga_id, text)

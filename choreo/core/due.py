@@ -13,6 +13,9 @@ from choreo.contract.saga import Saga
 from choreo.core.state import Instance, Key, SagaState
 from choreo.messages.records import CompensationFailed, Failure, RoundStarted, StepFailed
 
+WAITED_FOR_SIGNAL = "signal"
+"""The code of a step that timed out before it was triggered, since its signal did not come."""
+
 
 class Timer(NamedTuple):
     """A record that the saga-log appends when its clock says ``at_ms``, and again later if that was too early."""
@@ -138,7 +141,9 @@ def _next_round(state: SagaState) -> tuple[int, int] | None:
 
 
 def _no_signal(contract: Saga, step: str) -> Failure:
-    return Failure(kind="timed_out", code="signal", message=f"no signal {contract[step].await_signal!r} in time")
+    return Failure(
+        kind="timed_out", code=WAITED_FOR_SIGNAL, message=f"no signal {contract[step].await_signal!r} in time"
+    )
 
 
 def _no_outcome(instance: Instance, due_ms: int) -> Failure:

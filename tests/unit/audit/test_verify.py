@@ -16,9 +16,17 @@ from choreo.core import SagaState, record_of
 from choreo.core.state import Decision
 from choreo.messages.codec import decode, encode
 from choreo.messages.headers import JSON, make_headers
-from choreo.messages.records import CancelRequested, Compensate, RoundStarted, SagaCompleted, SagaStarted, StepCompleted
+from choreo.messages.records import (
+    CancelRequested,
+    Compensate,
+    RoundStarted,
+    SagaCompleted,
+    SagaStarted,
+    SignalReceived,
+    StepCompleted,
+)
 from choreo.saga_log.outbound import SOURCE
-from tests.unit.audit.recorded import HISTORIES, LINE, T0, Recorder, back, happy, log_of, renumbered
+from tests.unit.audit.recorded import HISTORIES, LINE, T0, Recorder, back, happy, log_of, renumbered, unsignalled
 
 LATER = T0 + 3_600_000  # a decision has been said by then
 
@@ -97,6 +105,17 @@ async def test_two_records_in_the_other_order_are_found(name: str, place: int) -
     # With times written anew too, what depends on the order shows it.
     found = await judged(told.contract, renumbered(swapped, times=True))
     assert found.sound == ((name, place) in EITHER_WAY), found.faults
+
+
+async def test_a_wait_for_a_signal_that_is_given_up_too_late_answers_no_command() -> None:
+    told = unsignalled()
+    start, gave_up, *_ = told.messages
+    signalled = Recorder(told.contract)
+    signalled.start("s")
+    signalled.say("s", SignalReceived, "/choreo/client", request="g", name="go", payload=msgspec.Raw(b"1"))
+    _, signal, execute = signalled.messages
+    found = await judged(told.contract, renumbered([start, signal, gave_up, execute], times=True))
+    assert found.sound, found.faults
 
 
 FORGED: dict[str, Callable[[SagaState], Decision]] = {

@@ -41,8 +41,8 @@ class Answer(Enum):
     """Nothing more is to be said."""
     NO_EFFECT = "no_effect"
     """A failure without an effect that the saga may not have taken: it was found in the log, and another replica may
-    have run the trigger since; or it refused a damaged copy of a trigger that had not come yet. If a trigger is
-    delivered after it, the answer is said again with an unknown effect (rule 6)."""
+    have run the trigger since; or it refused a damaged copy of a trigger that had not come yet; or it is damaged
+    itself. If a trigger is delivered after it, the answer is said again with an unknown effect (rule 6)."""
 
 
 class Answered:
@@ -122,16 +122,16 @@ def _take(message: Message, source: bytes, own_steps: frozenset[str], answered: 
     if route.step not in own_steps:
         return
     answer = Answer.SETTLED
-    if route.kind is StepFailed and _says_no_effect(message):
+    if route.kind is StepFailed and not _says_an_effect(message):
         answer = Answer.NO_EFFECT
     answered.found(Instance(message.key, route.start, route.step, route.round, route.generation), answer)
 
 
-def _says_no_effect(message: Message) -> bool:
-    # The one thing that the headers do not say. Failures are few; what cannot be read is taken as settled, as every
-    # other reader will take it as not said, and time out.
+def _says_an_effect(message: Message) -> bool:
+    # The one thing that the headers do not say; failures are few. One that cannot be read was taken by nobody: to say
+    # of its trigger that there may be an effect is right whatever it said, and settles what would else time out.
     try:
         record = decode(message.key, message.value, message.headers)
     except Undecodable:
         return False
-    return isinstance(record, StepFailed) and record.effect == "none"
+    return not (isinstance(record, StepFailed) and record.effect == "none")

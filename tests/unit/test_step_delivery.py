@@ -14,6 +14,8 @@ from choreo.broker.port import Appended, Headers, TopicPartition
 from choreo.broker.registry import ensure_saga_topics
 from choreo.contract import Retries, Saga, Step
 from choreo.errors import BrokerUnavailable
+from choreo.messages.codec import encode
+from choreo.messages.headers import JSON, make_headers
 from choreo.messages.records import (
     CompensationFailed,
     Failure,
@@ -143,6 +145,21 @@ async def test_a_failure_without_effect_found_after_a_crash_is_said_again_as_unk
     assert failures[0].run != failures[1].run
     assert failures[1].failure.code == "redelivered"
     assert len(await world.answers(StepFailed)) == 2
+
+
+async def test_a_failure_that_cannot_be_read_any_more_is_said_anew() -> None:
+    """Nobody has taken it; were the trigger held for answered, the saga would wait for its deadline."""
+    world = await make_world()
+    failure = own_failure(effect="none")
+    headers = make_headers(failure, source="/choreo/payment", content_type=JSON)
+    await world.send_raw("s-1", encode(failure)[:-1], headers)
+    await world.send(completed())
+    calls: list[str] = []
+    async with running(world, payment(lambda ctx: calls.append(ctx.saga_id))):
+        said = await world.answer(StepFailed)
+        await until_committed(world)
+    assert calls == []
+    assert (said.effect, said.failure.code) == ("unknown", "redelivered")
 
 
 async def test_a_failure_with_unknown_effect_found_after_a_crash_is_left_alone() -> None:

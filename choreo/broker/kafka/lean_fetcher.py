@@ -11,6 +11,7 @@ are out of date. Five things are done with less:
 - Under load a fetch waits until the one before it is some milliseconds old: it costs both sides more than some dozen
   records do, and who fetches without a pause fetches hundreds of times a second. The pause is made here. A broker that
   is asked to gather keeps the request, and looks at it again with everything that anybody appends to its partitions.
+  Where sagas take long, it may be longer, however little comes (``gathering``).
 - While sagas come one by one a reader is not woken for records that are not for it (``patience``).
 """
 
@@ -33,6 +34,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from choreo.broker.kafka.fetch_codec import LeanClient
+from choreo.broker.kafka.gathering import Gathering
 from choreo.broker.kafka.patience import HOLD_MS, Patience
 from choreo.broker.port import Message
 
@@ -40,7 +42,7 @@ Records = dict[KafkaTopicPartition, list[Message]]
 
 BUSY_RECORDS = 12  # that came at once; a record that comes alone is fetched at once
 TURNS_FIRST = 6  # of the event loop before the next request: what was read is answered first, with one in flight
-GATHER_S = 0.008  # from the sending of a request to the next, while records come like that
+BUSY_S = 0.008  # from the sending of a request to the next, while records come like that
 
 
 class LeanFetcher(Fetcher):  # type: ignore[misc]
@@ -62,7 +64,8 @@ class LeanFetcher(Fetcher):  # type: ignore[misc]
             auto_offset_reset=kafka._auto_offset_reset,
             isolation_level=kafka._isolation_level,
         )
-        self._is_busy = False
+        self._gather_s = 0.0
+        self._gathering = Gathering()
         self._patience: defaultdict[int, Patience] = defaultdict(Patience)  # by node
 
     async def _fetch_requests_routine(self) -> None:
@@ -79,7 +82,7 @@ class LeanFetcher(Fetcher):  # type: ignore[misc]
                 if assignment is None:
                     continue
                 assignment.unassign_future.add_done_callback(self._on_unassigned)
-            if self._is_busy and (pause_s := asked_at + GATHER_S - time.monotonic()) > 0:
+            if self._gather_s and (pause_s := asked_at + self._gather_s - time.monotonic()) > 0:
                 await asyncio.sleep(pause_s)
                 continue  # with what has changed meanwhile
             self._wait_consume_future: asyncio.Future[Any] = self._loop.create_future()
@@ -181,7 +184,10 @@ class LeanFetcher(Fetcher):  # type: ignore[misc]
             if self._records:
                 found: Records = await super().fetched_records(partitions, 0, max_records)
                 if found:
-                    self._is_busy = sum(map(len, found.values())) >= BUSY_RECORDS
+                    for messages in found.values():
+                        self._gathering.saw(messages)
+                    busy_s = BUSY_S if sum(map(len, found.values())) >= BUSY_RECORDS else 0.0
+                    self._gather_s = max(busy_s, self._gathering.gather_s)
                     return found
             left_s = until - time.monotonic()
             if left_s <= 0 or self._closed:
